@@ -1,0 +1,103 @@
+"""Every metric with its unit, its denominator and its definition: the one list that all use.
+
+The result, the report, the rules (`m.<name>`), budgets and the reference pages take names, units
+and texts from here. A metric that is not in this list does not exist.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric: `better` says which direction is an improvement, or None where neither is."""
+
+    name: str
+    unit: str
+    title: str
+    definition: str
+    better: str | None = "lower"
+    pitfall: str = ""
+
+
+def _ms(name: str, title: str, definition: str, **more: str | None) -> Metric:
+    return Metric(name, "ms/step", title, definition, **more)  # type: ignore[arg-type]
+
+
+_METRICS = (
+    _ms("step_ms", "Step time", "Length of the step window on the GPU: from the first activity launched inside the step's host range (or the moment the device falls idle before it) to the same point of the next step."),
+    _ms("gpu_busy_ms", "GPU busy", "Union of all GPU activities (kernels, copies, memsets, opaque graphs) inside the step.", better=None),
+    _ms("gpu_idle_ms", "GPU idle", "Step time minus GPU busy time."),
+    _ms("compute_ms", "Compute", "Union of all kernels that are not communication.", better=None, pitfall="Grows when compute slows down beside communication."),
+    _ms("compute_absent_ms", "Compute absent", "Step time minus compute time: everything during which no compute kernel runs, whoever is to blame."),
+    _ms("launch_starved_ms", "Launch starved", "Part of the compute-absent time in which the next compute kernel had not been issued by the host yet, whether or not communication was resident."),
+    _ms("blocked_by_comm_ms", "Blocked by communication", "Part of the compute-absent time after the next compute kernel was issued, during which communication ran."),
+    _ms("blocked_by_copy_ms", "Blocked by copies", "Part of the compute-absent time after the next compute kernel was issued, during which only copies or memsets ran."),
+    _ms("compute_absent_unresolved_ms", "Compute absent, unresolved", "Part of the compute-absent time with the next compute kernel issued and nothing running that explains the delay."),
+    _ms("comm_ms", "Communication", "Union of all communication kernels and copy-engine collectives."),
+    _ms("comm_exposed_ms", "Exposed communication", "Communication time during which no compute kernel runs on the same device. Copies do not hide communication."),
+    _ms("ep_a2a_ms", "EP all-to-all", "Union of dispatch, combine and notify activities of expert parallelism."),
+    _ms("ep_a2a_exposed_ms", "Exposed EP all-to-all", "EP all-to-all time during which no compute kernel runs.", pitfall="An upper bound of what overlap can gain; waiting for a late peer is part of it."),
+    Metric("ep_a2a_exposed_share", "share", "Exposed EP all-to-all share", "ep_a2a_exposed_ms divided by step_ms."),
+    _ms("ep_a2a_wait_ms", "EP all-to-all waiting", "Sum over the step's EP collectives of own duration minus transfer: time spent waiting for the last rank of the group.", pitfall="Needs all ranks of the group."),
+    _ms("ep_a2a_transfer_ms", "EP all-to-all transfer", "Sum over the step's EP collectives of the shortest participant's duration.", pitfall="With uneven splits the shortest participant is a lower bound."),
+    _ms("ep_a2a_blocking_ms", "EP all-to-all blocking", "Part of the exposed EP all-to-all time that a compute kernel already issued waited for.", pitfall="From launch times and stream order; not resolved through events."),
+    _ms("ep_notify_ms", "EP notify", "Union of handshakes, token counts and synchronisation activities of expert parallelism."),
+    Metric("ep_a2a_bus_gbps", "GB/s", "EP all-to-all rate", "Bytes that leave the rank in EP collectives divided by their transfer time.", better="higher"),
+    _ms("dp_collective_ms", "DP collectives", "Union of data-parallel gradient reductions, parameter gathers and norm reductions."),
+    _ms("dp_collective_exposed_ms", "Exposed DP collectives", "Data-parallel communication during which no compute kernel runs."),
+    _ms("dp_collective_wait_ms", "DP waiting", "Waiting part of the data-parallel collectives, as for EP."),
+    _ms("dp_collective_transfer_ms", "DP transfer", "Transfer part of the data-parallel collectives, as for EP."),
+    _ms("tp_collective_ms", "TP collectives", "Union of tensor-parallel communication."),
+    _ms("tp_collective_exposed_ms", "Exposed TP collectives", "Tensor-parallel communication during which no compute kernel runs."),
+    _ms("tp_collective_wait_ms", "TP waiting", "Waiting part of the tensor-parallel collectives, as for EP."),
+    _ms("tp_collective_transfer_ms", "TP transfer", "Transfer part of the tensor-parallel collectives, as for EP."),
+    _ms("cp_collective_ms", "CP collectives", "Union of context-parallel communication."),
+    _ms("cp_collective_exposed_ms", "Exposed CP collectives", "Context-parallel communication during which no compute kernel runs."),
+    _ms("cp_collective_wait_ms", "CP waiting", "Waiting part of the context-parallel collectives, as for EP."),
+    _ms("cp_collective_transfer_ms", "CP transfer", "Transfer part of the context-parallel collectives, as for EP."),
+    _ms("pp_p2p_ms", "Pipeline P2P", "Union of pipeline sends and receives. A run without a pipeline has a measured 0."),
+    _ms("pp_p2p_exposed_ms", "Exposed pipeline P2P", "Pipeline sends and receives during which no compute kernel runs."),
+    _ms("pp_bubble_ms", "Pipeline bubble", "Compute-absent time between a rank's first forward and last backward whose producer is a pipeline receive."),
+    _ms("other_collective_ms", "Other collectives", "Union of communication whose purpose the trace does not tell."),
+    _ms("other_collective_exposed_ms", "Exposed other collectives", "Communication of unknown purpose during which no compute kernel runs."),
+    _ms("overlap_slowdown_ms", "Overlap slowdown", "Over compute kernels that ran beside communication: duration minus the median of the same kernel and grid without it."),
+    _ms("expert_gemm_ms", "Expert GEMM", "Union of the GEMM kernels of the routed experts, forward and backward.", better=None),
+    Metric("expert_gemm_share", "share", "Expert GEMM share", "expert_gemm_ms divided by step_ms.", better="higher"),
+    Metric("a2a_to_expert_gemm", "ratio", "All-to-all : expert GEMM", "ep_a2a_exposed_ms divided by expert_gemm_ms."),
+    _ms("dense_gemm_ms", "Dense GEMM", "Union of GEMM kernels outside the routed experts.", better=None),
+    _ms("gemm_unattributed_ms", "GEMM, unattributed", "Union of GEMM kernels that no evidence assigns to experts or dense layers.", better=None),
+    _ms("attention_ms", "Attention", "Union of attention kernels, fused or not.", better=None),
+    _ms("router_ms", "Router", "Union of router kernels: gating, top-k, auxiliary loss."),
+    _ms("permute_ms", "Permutation", "Union of token permute, unpermute, sort, scan, pad and layout kernels."),
+    _ms("activation_ms", "Activation", "Union of the experts' activation kernels.", better=None),
+    _ms("optimizer_ms", "Optimizer", "Union of optimizer kernels."),
+    _ms("elementwise_ms", "Elementwise", "Union of elementwise, cast and reduction kernels outside the roles above."),
+    Metric("permute_to_expert_gemm", "ratio", "Permutation : expert GEMM", "permute_ms divided by expert_gemm_ms."),
+    _ms("permute_floor_ms", "Permutation floor", "Time the bytes moved by dispatch and combine need to be read once and written once at the GPU's memory bandwidth: what one fused permutation on each side of the wire costs."),
+    _ms("compute_excess_ms", "Compute above its floor", "Permutation above permute_floor_ms plus the unfused softmax, mask and dropout kernels of attention that no fused attention kernel accompanies."),
+    _ms("host_gap_ms", "Host gaps", "Device idle gaps whose next activity was launched after the gap began; the whole gap counts."),
+    _ms("host_gap_sync_ms", "Host gaps in a synchronising call", "Part of the host gaps during which a thread of the process stood in a synchronising call or blocking copy."),
+    _ms("host_gap_alloc_ms", "Host gaps in the allocator", "Part of the host gaps inside cudaMalloc, cudaFree and the like."),
+    _ms("host_gap_data_ms", "Host gaps in data loading", "Part of the host gaps inside a named data-loading range."),
+    _ms("host_gap_launch_ms", "Host gaps while launching", "The rest of the host gaps: the host was busy getting to the next launch."),
+    _ms("host_gap_after_sync_ms", "Host gaps after a synchronisation", "Host gaps that began while a thread stood in a synchronising call."),
+    _ms("dependency_idle_ms", "Dependency idle", "Device idle time that is not a host gap: the next activity was issued and waited for another stream, a peer or a copy."),
+    _ms("recompute_ms", "Recompute", "Union of all activities launched by forward operators that run again inside backward, communication included."),
+    _ms("memcpy_exposed_ms", "Exposed copies", "Copies during which no kernel runs."),
+    _ms("offload_exposed_ms", "Exposed offload", "Large copies between device and host during which no compute kernel runs."),
+    Metric("kernels_per_step", "count/step", "Kernels per step", "Number of kernels launched inside the step."),
+    Metric("syncs_per_step", "count/step", "Synchronising calls per step", "Number of synchronising CUDA calls inside the step's host range."),
+    Metric("graph_kernel_share", "share", "Kernels in CUDA graphs", "Kernels replayed by a CUDA graph divided by all kernels, by number.", better=None),
+    Metric("graph_opaque_share", "share", "Opaque graph share", "Time in CUDA graph launches whose kernels were not recorded, divided by step time.", better=None),
+    Metric("expert_token_imbalance", "max/mean", "Expert token imbalance", "Per forward token dispatch, tokens received by the fullest EP rank divided by the mean, averaged over dispatches."),
+    Metric("microbatches_per_step", "count/step", "Micro-batches per step", "Forward passes per step.", better=None),
+    Metric("memory_peak_gib", "GiB", "Peak memory", "Highest allocated (else reserved) device memory in the capture."),
+    Metric("memory_headroom_gib", "GiB", "Memory headroom", "Device memory minus the peak.", better="higher"),
+    Metric("alloc_retries", "count/step", "Allocator frees and mallocs", "cudaFree calls followed by cudaMalloc inside a step: the caching allocator gave memory back and asked again."),
+    Metric("unclassified_share", "share", "Unclassified compute", "Compute kernels of no known family divided by step time."),
+    Metric("tokens_per_s_per_gpu", "tokens/s", "Tokens per second and GPU", "Global batch tokens divided by the unprofiled step time and the number of GPUs.", better="higher"),
+    Metric("model_tflops_per_gpu", "TFLOP/s", "Model TFLOP/s per GPU", "Model FLOPs divided by the unprofiled step time and the number of GPUs.", better="higher"),
+    Metric("mfu", "share", "Model FLOPs utilisation", "model_tflops_per_gpu divided by the GPU's dense peak of the run's precision.", better="higher"),
+)  # fmt: skip
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _METRICS}

@@ -1,0 +1,377 @@
+"""The result document: the product. Every output is a pure rendering of it.
+
+`Result` is what `result.json` holds; its JSON Schema is generated from these classes. Milliseconds
+are per step, shares run from 0 to 1, times of the timeline are microseconds from the start of the
+step shown. No host, user, path or environment value is in here unless `privacy` allows it.
+"""
+
+from typing import Any, Literal
+
+import msgspec
+
+SCHEMA_VERSION = "1.0"
+
+Status = Literal["measured", "estimated", "not_measured"]
+Outcome = Literal["finding", "pass", "not_measured", "not_applicable", "error"]
+Verdict = Literal["memory", "communication", "compute_host", "mixed", "inconclusive"]
+
+
+class _Part(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Base of all parts: immutable, written in field order."""
+
+
+class Tool(_Part):
+    version: str
+    name: str = "moe-advisor"
+
+
+class Input(_Part):
+    name: str
+    format: Literal["nsys-sqlite", "nsys-rep", "nsys-parquet", "kineto", "result"]
+    producer: str | None
+    ranks: list[int]
+
+
+class ConfigValue(_Part):
+    """A value of the run configuration; source is trace, config, log, command-line or default."""
+
+    value: Any
+    source: str
+
+
+class Run(_Part):
+    gpu: str | None
+    world_size: int | None
+    dispatcher: str | None
+    config: dict[str, ConfigValue]
+    facts: dict[str, Any]
+    """What the trace itself shows (`t` in rules)."""
+    hardware: dict[str, Any]
+    """What is known of the GPU and its links (`hw` in rules)."""
+
+
+class Issue(_Part):
+    id: str
+    severity: Literal["info", "warning", "error"]
+    count: int
+    message: str
+    rank: int | None = None
+
+
+class Capture(_Part):
+    complete: bool
+    issues: list[Issue]
+
+
+class DroppedStep(_Part):
+    rank: int
+    step: str
+    reason: str
+
+
+class Steps(_Part):
+    count: int
+    source: Literal["annotation", "optimizer", "repetition", "whole-trace"]
+    pattern: str | None
+    dropped: list[DroppedStep]
+    names: list[str]
+
+
+class RankValue(_Part):
+    rank: int
+    value: float | None
+    steps: list[float] = []
+
+
+class MetricValue(_Part, omit_defaults=True):
+    """One metric. `reason` says why it was not measured, `basis` how an estimate was made."""
+
+    status: Status
+    value: float | None
+    unit: str
+    spread: float | None = None
+    low: float | None = None
+    high: float | None = None
+    reason: str | None = None
+    basis: str | None = None
+    per_rank: list[RankValue] = []
+
+
+class Role(_Part):
+    role: str
+    family: str
+    ms: float
+    exposed_ms: float | None
+    count: float
+    share: float
+    confidence: Literal["high", "medium", "low"]
+    sources: dict[str, float]
+    """Share of this role's time decided by each kind of evidence."""
+
+
+class Unclassified(_Part):
+    name: str
+    ms: float
+    count: float
+
+
+class StepPart(_Part):
+    """A segment of the stacked bar; the parts of a step add up to it exactly."""
+
+    part: str
+    family: Literal["compute", "exposed_communication", "copies", "idle", "opaque"]
+    label: str
+    ms: float
+
+
+class RankParts(_Part):
+    rank: int
+    step: str | None
+    """Name of the step, or None for the rank's mean."""
+    step_ms: float
+    parts: list[StepPart]
+
+
+class AbsentPart(_Part):
+    """Part of the compute-absent time: cause launch_starved, blocked, copies or unresolved."""
+
+    cause: str
+    role: str | None
+    label: str
+    ms: float
+
+
+class ComputeAbsent(_Part):
+    ms: float
+    parts: list[AbsentPart]
+    residual_ms: float
+
+
+class IdleCause(_Part):
+    """Device idle time of one cause, with the calls or ranges that held the host."""
+
+    cause: str
+    label: str
+    ms: float
+    detail: list[dict[str, Any]] = []
+
+
+class WallPart(_Part):
+    wall: Literal["memory", "communication", "compute_host"]
+    part: str
+    label: str
+    ms: float
+    share: float
+
+
+class Walls(_Part):
+    verdict: Verdict
+    limiter: str | None
+    margin: float
+    threshold: float
+    next: Literal["memory", "communication", "compute_host"] | None
+    scores: dict[str, float]
+    parts: list[WallPart]
+    not_measured: dict[str, str]
+    """Wall -> what of it could not be measured and how to measure it."""
+    reasons: list[str]
+    headline: str
+    cause: str
+
+
+class RuleOutcome(_Part):
+    id: str
+    title: str
+    topic: str
+    wall: str
+    severity: Literal["low", "medium", "high"]
+    outcome: Outcome
+    reason: str
+
+
+class Change(_Part):
+    """One setting to change. `old_key` is an older spelling that means the same."""
+
+    framework: Literal["megatron-bridge", "megatron-lm", "env", "pytorch", "job"]
+    key: str
+    from_: Any = msgspec.field(name="from", default=None)
+    to: Any = None
+    since: str | None = None
+    until: str | None = None
+    old_key: str | None = None
+    note: str | None = None
+
+
+class Condition(_Part):
+    """A prerequisite or conflict. state: met, unmet or unknown (then `question` is set)."""
+
+    text: str
+    state: Literal["met", "unmet", "unknown"]
+    consequence: str
+    source: str
+    question: str | None = None
+
+
+class Evidence(_Part):
+    text: str
+    source: str
+    change_share: float | None = None
+    """Measured change of the step time, negative is faster."""
+
+
+class Estimate(_Part, omit_defaults=True):
+    status: Status
+    low_ms: float | None = None
+    expected_ms: float | None = None
+    high_ms: float | None = None
+    basis: str | None = None
+    dominant_assumption: str | None = None
+    reason: str | None = None
+    next_wall: str | None = None
+
+
+class Recommendation(_Part):
+    rule: str
+    whatif: str | None
+    rank: int
+    title: str
+    wall: str
+    severity: Literal["low", "medium", "high"]
+    confidence: Literal["low", "medium", "high"]
+    finding: str
+    """What was measured, in one sentence with its numbers."""
+    why: str
+    changes: list[Change]
+    requires: list[Condition]
+    conflicts: list[Condition]
+    estimate: Estimate
+    evidence: list[Evidence]
+    counter_evidence: list[Evidence]
+    verify: str
+    known_problems: list[str]
+    references: list[str]
+    alternative_to: str | None = None
+    """Rule id of the recommendation this one replaces, if they exclude each other."""
+    withheld: str | None = None
+    """Why the change should not be made yet, although the finding stands."""
+
+
+class PlanStep(_Part):
+    rules: list[str]
+    title: str
+    combined: Estimate
+    """Gain of this step together with all before it."""
+
+
+class TimelineSlices(_Part):
+    """Columns of equal length, sorted by lane and start."""
+
+    lane: list[int]
+    start_us: list[float]
+    dur_us: list[float]
+    name: list[int]
+    role: list[int]
+
+
+class Timeline(_Part):
+    """One representative step of one rank, down-sampled to a bounded size."""
+
+    rank: int
+    step: str
+    step_ms: float
+    lanes: list[str]
+    names: list[str]
+    roles: list[str]
+    slices: TimelineSlices
+    host: list[list[Any]]
+    """Annotations of the launching thread: [start_us, dur_us, name, depth]."""
+    exposed: list[list[float]]
+    hidden: list[list[float]]
+    gaps: list[list[Any]]
+    """Idle gaps: [start_us, dur_us, cause]."""
+    omitted: int
+    """Number of activities merged or left out to keep the size bounded."""
+
+
+class CollectiveInstance(_Part):
+    index: int
+    role: str
+    transfer_ms: float
+    wait_ms: list[float]
+    last: int
+    """The rank that arrived last (waited least)."""
+
+
+class CollectiveView(_Part):
+    """Matched collectives of one communicator in one step, for the heat map."""
+
+    group: str
+    step: str
+    ranks: list[int]
+    instances: list[CollectiveInstance]
+    arrived_last: dict[str, int]
+
+
+class RankSummary(_Part):
+    rank: int
+    host: int
+    device: str | None
+    rank_source: str
+    step_ms: float
+    compute_ms: float
+    ep_a2a_wait_ms: float | None
+    host_gap_ms: float
+    arrived_last: int | None
+
+
+class WhatIf(_Part):
+    name: str
+    title: str
+    estimate: Estimate
+    assumptions: list[str]
+
+
+class Definition(_Part):
+    title: str
+    unit: str
+    definition: str
+    better: str | None
+    pitfall: str
+
+
+class Result(_Part):
+    schema: str = "moe-advisor/result"
+    schema_version: str = SCHEMA_VERSION
+    tool: Tool
+    inputs: list[Input]
+    run: Run
+    capture: Capture
+    steps: Steps
+    walls: Walls
+    metrics: dict[str, MetricValue]
+    step_parts: list[StepPart]
+    parts_by_rank: list[RankParts]
+    parts_by_step: list[RankParts]
+    compute_absent: ComputeAbsent | None
+    idle_causes: list[IdleCause]
+    roles: list[Role]
+    unclassified: list[Unclassified]
+    ranks: list[RankSummary]
+    collectives: list[CollectiveView]
+    layers: list[dict[str, Any]]
+    rules: list[RuleOutcome]
+    recommendations: list[Recommendation]
+    plan: list[PlanStep]
+    whatif: list[WhatIf]
+    timeline: Timeline | None
+    definitions: dict[str, Definition]
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (draft 2020-12) of `result.json`."""
+    schema = msgspec.json.schema(Result)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"moe-advisor result {SCHEMA_VERSION}",
+        **schema,
+    }
