@@ -1,0 +1,553 @@
+"""Measures one rank: everything of design.md section 3 that needs no other rank."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from moe_advisor.intervals import EMPTY, Intervals, merge, union
+from moe_advisor.measure.host import (
+    HostCalls,
+    Idle,
+    divide_idle,
+    host_calls,
+    idle_detail,
+    starved_and_issued,
+)
+from moe_advisor.measure.partial import Collectives, PerStep, RankPartial, RolePartial
+from moe_advisor.measure.recompute import find_recompute
+from moe_advisor.measure.steps import StepWindows, find_steps
+from moe_advisor.model import NONE, ActivityKind, CollectiveKind, CopyKind, RankTrace
+from moe_advisor.roles.assign import RoleTable, assign_roles
+from moe_advisor.roles.roles import COMMUNICATION, COMPUTE, Family, Role, Source
+from moe_advisor.roles.taxonomy import Taxonomy
+
+OPAQUE_LIMIT = 0.01
+"""Opaque CUDA graph launches above this share of the step hide too much: what lies in them is not
+measured (design.md, 2)."""
+
+LARGE_COPY_BYTES = 1 << 20
+"""A copy between host and device of at least this size moves activations or states, not counts."""
+
+CLEAN_SAMPLES = 3
+"""So many undisturbed runs of the same kernel make a median to compare the overlapped ones with."""
+
+BLOCKING_ORDER = (Family.EP, Family.PP, Family.DP, Family.TP, Family.CP, Family.OTHER_COLLECTIVE)
+"""Who is named first when several kinds of communication run while compute waits."""
+
+PART_ORDER = (Role.EXPERT_GEMM, *(role for role in COMPUTE if role is not Role.EXPERT_GEMM))
+"""Which compute role owns an instant in the stacked bar when two run at once."""
+
+
+@dataclass(frozen=True)
+class MeasuredRank:
+    """A rank's partial together with the tables it came from (for timeline and activity export)."""
+
+    partial: RankPartial
+    trace: RankTrace
+    roles: RoleTable
+    windows: StepWindows
+
+
+def measure_rank(
+    rank: RankTrace,
+    taxonomy: Taxonomy,
+    *,
+    step_pattern: str | None = None,
+    steps: str | None = None,
+) -> MeasuredRank:
+    """Everything that one rank's trace alone can tell."""
+    roles = assign_roles(rank, taxonomy)
+    windows = find_steps(rank, roles, step_pattern, steps)
+    return MeasuredRank(_Measurement(rank, roles, windows, taxonomy).partial(), rank, roles, windows)
+
+
+class _Measurement:
+    """The working state of one rank's measurement; every set is computed once."""
+
+    def __init__(
+        self, rank: RankTrace, roles: RoleTable, windows: StepWindows, taxonomy: Taxonomy
+    ) -> None:
+        self.rank, self.roles, self.windows, self.taxonomy = rank, roles, windows, taxonomy
+        table = rank.activities
+        self.start, self.end = table["start_ns"].to_numpy(), table["end_ns"].to_numpy()
+        self.kind = table["kind"].to_numpy()
+        self.step = self._step_of(self.start)
+        self.span = union(windows.start, windows.end)
+        self.busy = union(self.start, self.end)
+        self.sets = {role: self._set(roles.roles == role) for role in Role}
+        self.families = {
+            family: merge(self.sets[role] for role in Role if role.family is family)
+            for family in Family
+        }
+        self.compute_rows = (self.kind == ActivityKind.KERNEL) & (roles.roles < Role.EP_DISPATCH)
+        self.compute = self.families[Family.COMPUTE]
+        self.comm = merge(self.sets[role] for role in COMMUNICATION)
+        self.copies = self.families[Family.COPY]
+        self.kernels = merge([self.compute, self.comm])
+
+    def _step_of(self, times: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The step whose window holds each time, or -1."""
+        at = np.searchsorted(self.windows.start, times, side="right") - 1
+        if not len(self.windows):
+            return np.full(len(times), -1, np.int64)
+        return np.where((at >= 0) & (times < self.windows.end[np.maximum(at, 0)]), at, -1)
+
+    def _set(self, rows: NDArray[np.bool_]) -> Intervals:
+        return union(self.start[rows], self.end[rows])
+
+    def _per_step(self, one: Intervals) -> PerStep:
+        return one.within(self.windows.start, self.windows.end)
+
+    def _count(self, rows: NDArray[np.bool_]) -> NDArray[np.float64]:
+        inside = self.step[rows & (self.step >= 0)]
+        return np.bincount(inside, minlength=len(self.windows)).astype(np.float64)
+
+    def partial(self) -> RankPartial:
+        rank, windows = self.rank, self.windows
+        calls = host_calls(rank, self.roles, self.taxonomy)
+        idle = divide_idle(rank, self.busy, self.span, calls)
+        starved, issued = starved_and_issued(rank, self.compute_rows, self.compute, self.span)
+        recompute = find_recompute(rank, self.roles)
+        not_measured: dict[str, str] = {}
+        if recompute.reason:
+            not_measured["recompute_ms"] = recompute.reason
+        times = self._times(idle, starved, issued, recompute.rows)
+        slowdown = self._overlap_slowdown()
+        if slowdown is None:
+            not_measured["overlap_slowdown_ms"] = (
+                "kernels beside communication have no undisturbed run to compare with"
+            )
+        else:
+            times["overlap_slowdown"] = slowdown
+        collectives = self._collectives(idle)
+        self._not_measured_behind_graphs(not_measured)
+        return RankPartial(
+            rank=rank.rank,
+            rank_source=rank.rank_source,
+            host=rank.host,
+            device=rank.device,
+            world_size=rank.world_size,
+            epoch_ns=rank.epoch_ns,
+            step_names=windows.names,
+            step_source=windows.source,
+            step_pattern=windows.pattern,
+            dropped=windows.dropped,
+            window_start_ns=windows.start,
+            step_ns=windows.end - windows.start,
+            times_ns=times,
+            counts=self._counts(calls),
+            parts_ns=self._parts(idle),
+            roles=self._roles(),
+            collectives=collectives,
+            group_names=rank.names,
+            ep_exposed=(self.families[Family.EP] - self.compute) & self.span,
+            absent_ns=self._absent(starved, issued),
+            idle_ns={
+                **{cause: one.total for cause, one in idle.by_cause.items()},
+                "dependency": idle.dependency.total,
+            },
+            idle_detail=idle_detail(rank, idle, self.taxonomy),
+            unclassified=self._unclassified(),
+            memory_peak_bytes=self._memory_peak(),
+            facts=self._facts(recompute.rows),
+            environment=rank.environment,
+            not_measured=not_measured,
+            issues=rank.issues,
+        )
+
+    # -------------------------------------------------------------------------------- times
+
+    def _times(
+        self, idle: Idle, starved: Intervals, issued: Intervals, recompute: NDArray[np.bool_]
+    ) -> dict[str, PerStep]:
+        step = self.windows.end - self.windows.start
+        compute = self._per_step(self.compute)
+        ep = self.families[Family.EP]
+        copies_alone = self.copies - self.kernels
+        times = {
+            "step": step,
+            "gpu_busy": self._per_step(self.busy),
+            "gpu_idle": step - self._per_step(self.busy),
+            "compute": compute,
+            "compute_absent": step - compute,
+            "launch_starved": self._per_step(starved),
+            "blocked_by_comm": self._per_step(issued & self.comm),
+            "blocked_by_copy": self._per_step((issued & self.copies) - self.comm),
+            "compute_absent_unresolved": self._per_step((issued - self.comm) - self.copies),
+            "comm": self._per_step(self.comm),
+            "comm_exposed": self._per_step(self.comm - self.compute),
+            "ep_a2a_blocking": self._per_step(issued & ep),
+            "ep_notify": self._per_step(self.sets[Role.EP_NOTIFY]),
+            "host_gap": self._per_step(idle.host),
+            "host_gap_after_sync": self._per_step(idle.after_sync),
+            "dependency_idle": self._per_step(idle.dependency),
+            "recompute": self._per_step(self._set(recompute)),
+            "memcpy_exposed": self._per_step(copies_alone),
+            "offload_exposed": self._per_step(self._large_copies() - self.compute),
+            "recompute_comm": self._per_step(self._set(recompute) & (self.comm - self.compute)),
+            "recompute_permute": self._per_step(self._set(recompute) & self.sets[Role.PERMUTE]),
+            "permute_comm_bound": self._moved_bytes(),
+            "attention_unfused": self._unfused_attention(),
+        }
+        for cause, one in idle.by_cause.items():
+            times[f"host_gap_{cause}"] = self._per_step(one)
+        for family, name in (
+            (Family.EP, "ep_a2a"),
+            (Family.DP, "dp_collective"),
+            (Family.TP, "tp_collective"),
+            (Family.CP, "cp_collective"),
+            (Family.PP, "pp_p2p"),
+            (Family.OTHER_COLLECTIVE, "other_collective"),
+        ):
+            times[name] = self._per_step(self.families[family])
+            times[f"{name}_exposed"] = self._per_step(self.families[family] - self.compute)
+        for role in (
+            Role.EXPERT_GEMM,
+            Role.DENSE_GEMM,
+            Role.GEMM_UNATTRIBUTED,
+            Role.ATTENTION,
+            Role.ROUTER,
+            Role.PERMUTE,
+            Role.ACTIVATION,
+            Role.OPTIMIZER,
+        ):
+            times[role.label] = self._per_step(self.sets[role])
+        times["elementwise"] = self._per_step(
+            merge([self.sets[Role.ELEMENTWISE], self.sets[Role.CAST_QUANTIZE]])
+        )
+        times["opaque"] = self._per_step(self.families[Family.OPAQUE])
+        return times
+
+    def _large_copies(self) -> Intervals:
+        table = self.rank.activities
+        between = np.isin(
+            table["copy_kind"].to_numpy(), (CopyKind.HOST_TO_DEVICE, CopyKind.DEVICE_TO_HOST)
+        )
+        return self._set(between & (table["bytes"].to_numpy() >= LARGE_COPY_BYTES))
+
+    def _moved_bytes(self) -> PerStep:
+        """Bytes (not ns) per step that EP payload collectives send and receive; 0 if unknown."""
+        table = self.rank.collectives
+        if not len(table):
+            return np.zeros(len(self.windows), np.int64)
+        rows = table["activity"].to_numpy()
+        payload = self.roles.mask(Role.EP_DISPATCH, Role.EP_COMBINE)[rows] & (self.step[rows] >= 0)
+        moved = table["bytes_sent"].to_numpy() + table["bytes_received"].to_numpy()
+        total = np.zeros(len(self.windows), np.int64)
+        np.add.at(total, self.step[rows][payload], np.maximum(moved[payload], 0))
+        return total
+
+    def _unfused_attention(self) -> PerStep:
+        if self.roles.has_nature("attention").any():
+            return np.zeros(len(self.windows), np.int64)
+        rows = self.roles.mask(Role.ATTENTION) & ~self.roles.has_nature("gemm")
+        return self._per_step(self._set(rows))
+
+    def _overlap_slowdown(self) -> PerStep | None:
+        """Extra duration of kernels beside communication against their undisturbed median.
+
+        None where most of the overlapped time has no undisturbed run to compare with.
+        """
+        rows = np.flatnonzero(self.compute_rows & (self.step >= 0))
+        result = np.zeros(len(self.windows), np.int64)
+        if not len(rows) or not len(self.comm):
+            return result
+        covered = self.comm.within(self.start[rows], self.end[rows])
+        beside = covered > 0
+        if not beside.any():
+            return result
+        duration = self.end[rows] - self.start[rows]
+        table = pl.DataFrame(
+            {
+                "name": self.rank.activities["name"].to_numpy()[rows],
+                "blocks": self.rank.activities["blocks"].to_numpy()[rows],
+                "duration": duration,
+                "beside": beside,
+                "step": self.step[rows],
+            }
+        )
+        clean = (
+            table.filter(~pl.col("beside"))
+            .group_by("name", "blocks")
+            .agg(pl.col("duration").median().alias("median"), pl.len().alias("count"))
+            .filter(pl.col("count") >= CLEAN_SAMPLES)
+        )
+        compared = table.filter("beside").join(clean, on=["name", "blocks"])
+        known = compared["duration"].sum()
+        if 2 * known < duration[beside].sum():
+            return None
+        extra = compared.group_by("step").agg((pl.col("duration") - pl.col("median")).sum())
+        for step, value in extra.iter_rows():
+            result[step] = max(0, round(value))
+        return result
+
+    # ------------------------------------------------------------------------- counts, parts
+
+    def _counts(self, calls: HostCalls) -> dict[str, NDArray[np.float64]]:
+        windows = self.windows
+        kernels = self.kind == ActivityKind.KERNEL
+        graph = kernels & self.rank.activities["in_graph"].to_numpy()
+
+        def between(times: NDArray[np.int64]) -> NDArray[np.float64]:
+            low = np.searchsorted(times, windows.host_start)
+            return (np.searchsorted(times, windows.host_end) - low).astype(np.float64)
+
+        return {
+            "kernels_per_step": self._count(kernels),
+            "graph_kernels": self._count(graph),
+            "syncs_per_step": between(calls.sync_starts),
+            "alloc_retries": between(calls.alloc_frees),
+            "dtoh_copies": self._count(
+                self.rank.activities["copy_kind"].to_numpy() == CopyKind.DEVICE_TO_HOST
+            ),
+        }
+
+    def _parts(self, idle: Idle) -> dict[str, PerStep]:
+        """The stacked bar: every instant of the step once, by a fixed precedence."""
+        parts: dict[str, PerStep] = {}
+        taken = EMPTY
+        for role in PART_ORDER:
+            one = self.sets[role]
+            if len(one):
+                parts[role.label] = self._per_step(one - taken)
+                taken = merge([taken, one])
+        for family in BLOCKING_ORDER:
+            one = self.families[family]
+            if len(one):
+                parts[f"{family}_exposed"] = self._per_step(one - taken)
+                taken = merge([taken, one])
+        for name, one in (("graph_opaque", self.families[Family.OPAQUE]), ("copies", self.copies)):
+            if len(one):
+                parts[name] = self._per_step(one - taken)
+                taken = merge([taken, one])
+        for cause, one in idle.by_cause.items():
+            parts[f"host_gap_{cause}"] = self._per_step(one)
+        parts["dependency_idle"] = self._per_step(idle.dependency)
+        return parts
+
+    def _roles(self) -> dict[str, RolePartial]:
+        found: dict[str, RolePartial] = {}
+        inside = self.step >= 0
+        duration = self.end - self.start
+        for role in Role:
+            rows = (self.roles.roles == role) & inside
+            if not rows.any():
+                continue
+            one = self.sets[role] & self.span
+            exposed = (one - self.compute).total if role in COMMUNICATION else 0
+            sources = np.bincount(
+                self.roles.sources[rows], weights=duration[rows], minlength=len(Source)
+            )
+            found[role.label] = RolePartial(
+                one.total, exposed, int(rows.sum()), tuple(int(value) for value in sources)
+            )
+        return found
+
+    def _absent(self, starved: Intervals, issued: Intervals) -> dict[tuple[str, str], int]:
+        found = {("launch_starved", ""): starved.total}
+        rest = issued
+        for family in BLOCKING_ORDER:
+            found["blocked", str(family)] = (rest & self.families[family]).total
+            rest = rest - self.families[family]
+        found["copies", ""] = (rest & self.copies).total
+        rest = rest - self.copies
+        found["opaque", ""] = (rest & self.families[Family.OPAQUE]).total
+        found["unresolved", ""] = (rest - self.families[Family.OPAQUE]).total
+        return {key: ns for key, ns in found.items() if ns}
+
+    def _unclassified(self) -> dict[str, tuple[int, int]]:
+        rows = self.compute_rows & ~self.roles.known & (self.step >= 0)
+        names = self.rank.activities["name"].to_numpy()[rows]
+        duration = (self.end - self.start)[rows]
+        return {
+            self.rank.names[name]: (int((names == name).sum()), int(duration[names == name].sum()))
+            for name in np.unique(names).tolist()
+        }
+
+    # -------------------------------------------------------------------------- collectives
+
+    def _collectives(self, idle: Idle) -> Collectives:
+        """The communication of the steps, in launch order per communicator."""
+        rows = np.flatnonzero(np.isin(self.roles.roles, COMMUNICATION) & (self.step >= 0))
+        table = self.rank.collectives
+        group = np.full(len(self.start), -1, np.int64)
+        numbers = {name: np.full(len(self.start), NONE, np.int64) for name in _BYTES}
+        if len(table):
+            at = table["activity"].to_numpy()
+            group[at] = table["group"].to_numpy()
+            for name, values in numbers.items():
+                values[at] = table[name].to_numpy()
+        unnamed = [index for index, text in enumerate(self.rank.names) if not text]
+        group[np.isin(group, unnamed)] = -1
+        call = self.rank.activities["call"].to_numpy()
+        launch = np.where(call >= 0, call, 0)
+        order = np.lexsort((self.start[rows], launch[rows], self._channel(rows, group), self.step[rows]))
+        rows = rows[order]
+        channel = self._channel(rows, group)
+        key = self.step[rows] * (int(channel.max(initial=0)) + 1) + channel
+        fresh = np.concatenate([[True], key[1:] != key[:-1]]) if len(rows) else np.zeros(0, np.bool_)
+        position = np.arange(len(rows))
+        first = np.maximum.accumulate(np.where(fresh, position, 0)) if len(rows) else position
+        before_end = np.where(
+            fresh,
+            self.windows.start[self.step[rows]],
+            np.concatenate([[0], self.end[rows][:-1]]) if len(rows) else 0,
+        )
+        before_end = np.minimum(before_end, self.start[rows])
+        return Collectives(
+            step=self.step[rows],
+            group=group[rows],
+            index=position - first,
+            role=self.roles.roles[rows],
+            start_ns=self.start[rows],
+            duration_ns=self.end[rows] - self.start[rows],
+            bytes_sent=numbers["bytes_sent"][rows],
+            bytes_received=numbers["bytes_received"][rows],
+            bytes_self=numbers["bytes_self"][rows],
+            compute_before_ns=self.compute.within(before_end, self.start[rows]),
+            gap_before_ns=idle.host.within(before_end, self.start[rows]),
+            backward=self._backward(rows),
+        )
+
+    def _channel(self, rows: NDArray[np.int64], group: NDArray[np.int64]) -> NDArray[np.int64]:
+        """What counts its collectives together: the communicator, else the role's family."""
+        families = {role: index for index, role in enumerate(Role)}
+        by_family = np.asarray([families[_LEADER[Role(role)]] for role in self.roles.roles[rows]])
+        base = int(group.max(initial=0)) + 1
+        return np.where(group[rows] >= 0, group[rows], base + by_family).astype(np.int64)
+
+    def _backward(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        call = self.rank.activities["call"].to_numpy()[rows]
+        backward = self.roles.contexts.backward
+        if not len(backward):
+            return np.zeros(len(rows), np.bool_)
+        return np.where(call >= 0, backward[np.maximum(call, 0)], False)
+
+    # ------------------------------------------------------------------------- memory, facts
+
+    def _memory_peak(self) -> int | None:
+        table = self.rank.memory
+        if not len(table):
+            return None
+        allocated = table["allocated_bytes"].max()
+        if isinstance(allocated, int) and allocated > 0:
+            return allocated
+        reserved = table["reserved_bytes"].max()
+        return reserved if isinstance(reserved, int) and reserved > 0 else None
+
+    def _not_measured_behind_graphs(self, not_measured: dict[str, str]) -> None:
+        opaque = self.families[Family.OPAQUE] & self.span
+        if opaque.total <= OPAQUE_LIMIT * max(self.span.total, 1):
+            return
+        reason = (
+            f"{opaque.total / max(self.span.total, 1):.0%} of the step lies in CUDA graph launches "
+            "whose kernels were not recorded: capture again with --cuda-graph-trace=node"
+        )
+        for name in _HIDDEN_BY_GRAPHS:
+            not_measured.setdefault(name, reason)
+
+    def _facts(self, recompute: NDArray[np.bool_]) -> dict[str, Any]:
+        """What this rank's names and launches show of the configuration."""
+        names = self.rank.activities["name"].to_numpy()
+        used = np.unique(names[(self.kind == ActivityKind.KERNEL) & (self.step >= 0)]).tolist()
+        families = {(f.id if (f := self.taxonomy.kernel(self.rank.names[n])) else "") for n in used}
+        experts = self.roles.roles == Role.EXPERT_GEMM
+        grouped = experts & self.roles.has_nature("expert_gemm")
+        attention = self.roles.has_nature("attention")
+        counted = experts & (self.step >= 0)
+        bursts = self._count(self.roles.mask(Role.EP_DISPATCH))
+        copies = self.rank.activities["copy_kind"].to_numpy()
+        text = " ".join(self.rank.names[n] for n in used)
+        moved = self.rank.activities["bytes"].to_numpy() >= LARGE_COPY_BYTES
+        return {
+            "families": sorted(families),
+            "expert_gemms": int(counted.sum()),
+            "grouped_expert_gemms": int((grouped & counted).sum()),
+            "fused_attention": bool(attention.any()),
+            "attention": bool(self.roles.mask(Role.ATTENTION).any()),
+            "dispatches": float(bursts.mean()) if len(bursts) else 0.0,
+            "fp8_kernels": "e4m3" in text or "qqtst" in text or "_fp8_" in text or "float8" in text,
+            "bf16_kernels": "bf16" in text or "BFloat16" in text or "bfloat16" in text,
+            "large_host_copies": int(
+                (moved & np.isin(copies, (CopyKind.HOST_TO_DEVICE, CopyKind.DEVICE_TO_HOST))).sum()
+            ),
+            "groups": {
+                self.rank.names[group]: family for group, family in self.roles.group_family.items()
+            },
+            "group_sizes": self._group_sizes(),
+            "described_groups": any(
+                self.rank.names[d] for d in self.rank.collectives["description"].unique().to_list()
+            ),
+            "allgather_dispatch": self._gathers(),
+            "microbatches": self._microbatches(),
+            "recomputes_attention": bool(
+                (recompute & (attention | self.roles.mask(Role.ATTENTION))).any()
+            ),
+            "recomputes_experts": bool((recompute & experts).any()),
+            "backward_seen": bool(self.roles.contexts.backward.any()),
+            "data_ranges": any(
+                self.taxonomy.context(self.rank.names[n]) == "data"
+                for n in self.rank.ranges["name"].unique().to_list()
+            ),
+        }
+
+
+    def _gathers(self) -> bool:
+        """Whether tokens travel by all-gather and reduce-scatter instead of all-to-all."""
+        table = self.rank.collectives
+        payload = self.roles.mask(Role.EP_DISPATCH, Role.EP_COMBINE)[table["activity"].to_numpy()]
+        kinds = set(table["kind"].to_numpy()[payload].tolist())
+        return bool(kinds) and kinds <= {CollectiveKind.ALL_GATHER, CollectiveKind.REDUCE_SCATTER}
+
+    def _group_sizes(self) -> dict[str, int]:
+        table = self.rank.collectives
+        sizes = table.group_by("group").agg(pl.col("group_size").max()).sort("group")
+        return {self.rank.names[g]: size for g, size in sizes.iter_rows() if size > 0}
+
+    def _microbatches(self) -> float | None:
+        """Forward ranges per step, where the program names them."""
+        ranges = self.rank.ranges
+        forward = [
+            n
+            for n in ranges["name"].unique().to_list()
+            if self.taxonomy.context(self.rank.names[n]) == "forward"
+        ]
+        if not forward or not len(self.windows):
+            return None
+        starts = ranges.filter(pl.col("name").is_in(forward))["start_ns"].to_numpy()
+        at = np.searchsorted(self.windows.host_start, starts, side="right") - 1
+        inside = (at >= 0) & (starts < self.windows.host_end[np.maximum(at, 0)])
+        return float(inside.sum() / len(self.windows))
+
+
+_BYTES = ("bytes_sent", "bytes_received", "bytes_self")
+
+_LEADER = {
+    role: next(other for other in Role if other.family is role.family) for role in COMMUNICATION
+}
+"""One role that stands for its family, to number families with."""
+
+_HIDDEN_BY_GRAPHS = (
+    "compute_ms",
+    "compute_absent_ms",
+    "comm_exposed_ms",
+    "ep_a2a_exposed_ms",
+    "ep_a2a_exposed_share",
+    "expert_gemm_ms",
+    "expert_gemm_share",
+    "a2a_to_expert_gemm",
+    "dense_gemm_ms",
+    "attention_ms",
+    "permute_ms",
+    "kernels_per_step",
+    "graph_kernel_share",
+    "launch_starved_ms",
+    "blocked_by_comm_ms",
+    "blocked_by_copy_ms",
+    "compute_absent_unresolved_ms",
+    "ep_a2a_blocking_ms",
+)
+

@@ -1,0 +1,172 @@
+"""Forward work that runs again inside backward, from what the trace shows of its launch."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from moe_advisor.intervals import union
+from moe_advisor.model import NONE, ActivityKind, RangeKind, RankTrace
+from moe_advisor.roles.assign import RoleTable
+
+MAX_ANCHORS = 4
+"""So many forward passes are tried to find the one that a re-run forward repeats."""
+
+
+@dataclass(frozen=True)
+class Recompute:
+    """Which activities belong to forward work run again; `reason` says why it can't be told."""
+
+    rows: NDArray[np.bool_]
+    reason: str | None = None
+
+
+def find_recompute(rank: RankTrace, roles: RoleTable) -> Recompute:
+    """The activities launched by forward operators that run again inside backward.
+
+    With operators (Kineto): what runs inside a backward node while gradients are recorded.
+    Without (nsys): kernels on the backward thread that repeat, around an attention forward kernel
+    or a forward annotation, the very sequence that the forward thread launched.
+    """
+    if (rank.ranges["forward_tid"] != NONE).any():
+        return Recompute(_from_operators(rank))
+    if len(rank.ranges.filter(pl.col("kind") == RangeKind.OPERATOR)):
+        return Recompute(np.zeros(len(rank.activities), np.bool_))
+    return _from_repeated_sequence(rank, roles)
+
+
+def _from_operators(rank: RankTrace) -> NDArray[np.bool_]:
+    """ATen operators that build an autograd graph while a backward node runs.
+
+    An ATen operator has a sequence number only where gradients are recorded; backward runs without
+    that, so inside a backward node such an operator is forward work run again. Custom autograd
+    Functions are numbered always (`_AllToAllBackward` applies `_AllToAll`): they are no evidence.
+    """
+    operators = rank.ranges.filter(pl.col("kind") == RangeKind.OPERATOR)
+    aten = [
+        n for n in operators["name"].unique().to_list() if rank.names[n].startswith("aten::")
+    ]
+    nodes = operators.filter(pl.col("forward_tid") != NONE)
+    again = operators.filter(
+        (pl.col("forward_tid") == NONE) & (pl.col("sequence") != NONE) & pl.col("name").is_in(aten)
+    )
+    tids, times = rank.calls["tid"].to_numpy(), rank.calls["start_ns"].to_numpy()
+    launched = np.zeros(len(tids), np.bool_)
+    for (tid,), part in nodes.group_by("tid", maintain_order=True):
+        own = again.filter(pl.col("tid") == tid)
+        start, end = part["start_ns"].to_numpy(), part["end_ns"].to_numpy()
+        outer = union(start, end)
+        inside = outer.contains(own["start_ns"].to_numpy())
+        if not inside.any():
+            continue
+        first, last = own["start_ns"].to_numpy()[inside], own["end_ns"].to_numpy()[inside]
+        node = np.searchsorted(outer.starts, first, side="right") - 1
+        opens = np.full(len(outer), np.iinfo(np.int64).max)
+        closes = np.full(len(outer), np.iinfo(np.int64).min)
+        np.minimum.at(opens, node, first)
+        np.maximum.at(closes, node, last)
+        region = union(opens, closes)
+        # A reentrant checkpoint runs its real backward inside the same node.
+        nested = region.contains(start) & ~np.isin(start, outer.starts)
+        region = region - union(start[nested], end[nested])
+        on_thread = np.flatnonzero(tids == tid)
+        launched[on_thread] = region.contains(times[on_thread])
+    call = rank.activities["call"].to_numpy()
+    result = np.zeros(len(call), np.bool_)
+    known = call >= 0
+    result[known] = launched[call[known]]
+    return result
+
+
+def _from_repeated_sequence(rank: RankTrace, roles: RoleTable) -> Recompute:
+    """Sequences of the forward thread that the backward thread launches again."""
+    none = np.zeros(len(rank.activities), np.bool_)
+    call = rank.activities["call"].to_numpy()
+    # Each thread's work in launch order: activities are sorted by time, calls too.
+    rows = np.flatnonzero(call >= 0)
+    if not len(rows):
+        return Recompute(none, "no launches in the trace")
+    rows = rows[np.argsort(call[rows], kind="stable")]
+    backward = roles.contexts.backward[call[rows]]
+    if not backward.any():
+        reason = "backward can't be told from forward: no second launching thread, no operators"
+        has_forward = bool(len(rank.ranges))
+        return Recompute(none, None if has_forward else reason)
+    names = rank.activities["name"].to_numpy()
+    kernels = rank.activities["kind"].to_numpy()[rows] == ActivityKind.KERNEL
+    again = rows[backward & kernels]
+    first = rows[~backward & kernels]
+    anchors = {
+        number
+        for number in np.unique(names[first]).tolist()
+        if _is_forward_attention(rank.names[number])
+    }
+    reopened, annotated = _reopened_ranges(rank, roles)
+    launched_again = np.zeros(len(rank.activities), np.bool_)
+    launched_again[rows] = reopened[call[rows]]
+    if not anchors:
+        # Forward ranges that never open on the backward thread: nothing ran a second time there.
+        told = annotated or launched_again.any()
+        return Recompute(
+            launched_again,
+            None if told else "no attention kernel or forward range to tell a forward pass by",
+        )
+    first_names, again_names = names[first], names[again]
+    first_anchor = np.flatnonzero(np.isin(first_names, sorted(anchors)))
+    again_anchor = np.flatnonzero(np.isin(again_names, sorted(anchors)))
+    result = launched_again
+    done = -1
+    for at in again_anchor.tolist():
+        if at <= done:
+            continue
+        choices = first_anchor[first_names[first_anchor] == again_names[at]][:MAX_ANCHORS]
+        best = (0, 0)
+        for choice in choices.tolist():
+            left = _common(first_names[choice::-1], again_names[at::-1])
+            right = _common(first_names[choice:], again_names[at:])
+            best = max(best, (left, right), key=sum)
+        left, right = best
+        result[again[at - left + 1 : at + right]] = True
+        done = at + right - 1
+    # Copies and memsets that the same calls region launched belong to it too.
+    others = rows[backward & ~kernels]
+    if len(others) and result.any():
+        order = np.sort(call[again])
+        marked = result[again][np.argsort(call[again], kind="stable")]
+        place = np.searchsorted(order, call[others])
+        inside = (place > 0) & (place < len(order))
+        near = np.clip(place, 1, len(order) - 1)
+        result[others] = inside & marked[near - 1] & marked[near]
+    return Recompute(result)
+
+
+def _reopened_ranges(rank: RankTrace, roles: RoleTable) -> tuple[NDArray[np.bool_], bool]:
+    """Which calls stand, on a backward thread, in a range that the forward thread also opens.
+
+    Also says whether the forward thread has such ranges at all: without them nothing follows.
+    """
+    marked = np.zeros(len(rank.calls), np.bool_)
+    ranges = rank.ranges.filter(pl.col("kind") == RangeKind.ANNOTATION)
+    tids, times = rank.calls["tid"].to_numpy(), rank.calls["start_ns"].to_numpy()
+    threads = np.unique(tids[roles.contexts.backward]).tolist()
+    forward = ranges.filter(~pl.col("tid").is_in(threads))
+    phases = forward.group_by("name").len().filter(pl.col("len") > 1)["name"].to_list()
+    again = ranges.filter(pl.col("tid").is_in(threads) & pl.col("name").is_in(phases))
+    for (tid,), part in again.group_by("tid", maintain_order=True):
+        region = union(part["start_ns"].to_numpy(), part["end_ns"].to_numpy())
+        on_thread = np.flatnonzero(tids == tid)
+        marked[on_thread] = region.contains(times[on_thread])
+    return marked, len(phases) > 0
+
+
+def _is_forward_attention(name: str) -> bool:
+    lowered = name.lower()
+    return any(text in lowered for text in ("flash_fprop", "flash_fwd", "attnfwd", "attentionforward", "fmha_cutlassf"))
+
+
+def _common(first: NDArray[np.uint32], second: NDArray[np.uint32]) -> int:
+    """How many leading entries two sequences share."""
+    length = min(len(first), len(second))
+    differs = np.flatnonzero(first[:length] != second[:length])
+    return int(differs[0]) if len(differs) else length

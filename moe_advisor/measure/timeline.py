@@ -1,0 +1,161 @@
+"""One representative step as drawable slices, bounded in size."""
+
+import numpy as np
+import polars as pl
+
+from moe_advisor.intervals import Intervals, union
+from moe_advisor.measure.host import divide_idle, host_calls
+from moe_advisor.measure.rank import MeasuredRank
+from moe_advisor.measure.summary import representative_step
+from moe_advisor.model import ActivityKind, RangeKind
+from moe_advisor.privacy import safe_text
+from moe_advisor.result import Timeline, TimelineSlices
+from moe_advisor.roles.roles import COMMUNICATION, Role
+from moe_advisor.roles.taxonomy import Taxonomy
+
+MAX_SLICES = 6_000
+"""More slices than pixels help nobody; this many keep a timeline below 300 kB of JSON."""
+
+MAX_HOST_RANGES = 1_000
+MAX_GAPS = 1_000
+NAME_LIMIT = 96
+"""Characters of a kernel name that are kept: templates say no more to a reader."""
+
+
+def timeline(measured: MeasuredRank, taxonomy: Taxonomy) -> Timeline | None:
+    """The rank's representative step; None without steps or GPU work."""
+    windows, trace, roles = measured.windows, measured.trace, measured.roles
+    if not len(windows) or not len(trace.activities):
+        return None
+    number = representative_step(measured.partial)
+    start, end = int(windows.start[number]), int(windows.end[number])
+    table = trace.activities.with_columns(
+        role=pl.Series(roles.roles), row=pl.int_range(pl.len())
+    ).filter((pl.col("end_ns") > start) & (pl.col("start_ns") < end))
+    span = union([start], [end])
+    all_starts = trace.activities["start_ns"].to_numpy()
+    all_ends = trace.activities["end_ns"].to_numpy()
+    compute_rows = (trace.activities["kind"].to_numpy() == ActivityKind.KERNEL) & (
+        roles.roles < Role.EP_DISPATCH
+    )
+    compute = union(all_starts[compute_rows], all_ends[compute_rows])
+    comm_rows = np.isin(roles.roles, COMMUNICATION)
+    comm = union(all_starts[comm_rows], all_ends[comm_rows]) & span
+    busy = union(all_starts, all_ends)
+    idle = divide_idle(trace, busy, span, host_calls(trace, roles, taxonomy))
+    shown, omitted = _reduced(table)
+    streams = sorted(shown["stream"].unique().to_list())
+    lane_of = {stream: lane for lane, stream in enumerate(streams)}
+    shown = shown.with_columns(
+        lane=pl.col("stream").replace_strict(lane_of, return_dtype=pl.Int64)
+    ).sort("lane", "start_ns", "end_ns")
+    used = sorted(shown["name"].unique().to_list())
+    name_of = {name: index for index, name in enumerate(used)}
+    present = sorted(shown["role"].unique().to_list())
+    role_of = {role: index for index, role in enumerate(present)}
+
+    def us(ns: int) -> float:
+        return round((ns - start) / 1e3, 2)
+
+    return Timeline(
+        rank=trace.rank,
+        step=windows.names[number],
+        step_ms=round((end - start) / 1e6, 6),
+        lanes=[f"stream {stream}" for stream in streams],
+        names=[short_name(trace.names[name]) for name in used],
+        roles=[Role(role).label for role in present],
+        slices=TimelineSlices(
+            lane=shown["lane"].to_list(),
+            start_us=[us(max(value, start)) for value in shown["start_ns"].to_list()],
+            dur_us=[
+                round((min(b, end) - max(a, start)) / 1e3, 2)
+                for a, b in zip(shown["start_ns"].to_list(), shown["end_ns"].to_list(), strict=True)
+            ],
+            name=[name_of[name] for name in shown["name"].to_list()],
+            role=[role_of[role] for role in shown["role"].to_list()],
+        ),
+        host=_host_ranges(measured, number, start),
+        exposed=_pairs(comm - compute, us),
+        hidden=_pairs(comm & compute, us),
+        gaps=[
+            [us(a), round((b - a) / 1e3, 2), cause]
+            for cause, one in (
+                *((f"host_gap_{cause}", gaps) for cause, gaps in idle.by_cause.items()),
+                ("dependency_idle", idle.dependency),
+            )
+            for a, b in _largest(one)
+        ],
+        omitted=omitted,
+    )
+
+
+def short_name(name: str) -> str:
+    """A kernel name as people say it: no return type, template or arguments."""
+    text = name.removeprefix("void ")
+    cut = min((at for at in (text.find("<", 1), text.find("(", 1)) if at > 0), default=len(text))
+    head = text[:cut] if not text.startswith(("<", "(")) else text
+    if head.endswith(("::", "at::native::")) or head in ("cutlass::device_kernel", "cutlass::Kernel2"):
+        head = text
+    return safe_text(head, NAME_LIMIT)
+
+
+def _reduced(table: pl.DataFrame) -> tuple[pl.DataFrame, int]:
+    """The longest MAX_SLICES activities; the rest are counted as omitted."""
+    if len(table) <= MAX_SLICES:
+        return table, 0
+    longest = (
+        table.with_columns(length=pl.col("end_ns") - pl.col("start_ns"))
+        .sort("length", "row", descending=[True, False])
+        .head(MAX_SLICES)
+    )
+    return longest.drop("length"), len(table) - MAX_SLICES
+
+
+def _largest(one: Intervals) -> list[tuple[int, int]]:
+    pairs = one.pairs()
+    if len(pairs) > MAX_GAPS:
+        pairs = sorted(sorted(pairs, key=lambda pair: pair[0] - pair[1])[:MAX_GAPS])
+    return pairs
+
+
+def _pairs(one: Intervals, us) -> list[list[float]]:  # type: ignore[no-untyped-def]
+    return [[us(a), us(b)] for a, b in _largest(one)]
+
+
+def _host_ranges(measured: MeasuredRank, number: int, start: int) -> list[list[object]]:
+    """Annotations of the step on the thread that opened the step: start, duration, name, depth."""
+    trace, windows = measured.trace, measured.windows
+    low, high = int(windows.host_start[number]), int(windows.host_end[number])
+    inside = trace.ranges.filter(
+        (pl.col("kind") == RangeKind.ANNOTATION)
+        & (pl.col("start_ns") >= low)
+        & (pl.col("end_ns") <= high)
+    )
+    if not len(inside):
+        return []
+    main = inside.group_by("tid").len().sort("len", "tid")["tid"][-1]
+    found: list[list[object]] = []
+    stack: list[int] = []
+    for first, last, name in (
+        inside.filter(pl.col("tid") == main)
+        .sort("start_ns", pl.col("end_ns"), descending=[False, True])
+        .select("start_ns", "end_ns", "name")
+        .iter_rows()
+    ):
+        while stack and stack[-1] <= first:
+            stack.pop()
+        found.append(
+            [
+                round((first - start) / 1e3, 2),
+                round((last - first) / 1e3, 2),
+                safe_text(trace.names[name], NAME_LIMIT),
+                len(stack),
+            ]
+        )
+        stack.append(last)
+        if len(found) >= MAX_HOST_RANGES:
+            break
+    return found
+
+
+

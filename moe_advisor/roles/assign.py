@@ -1,0 +1,485 @@
+"""Gives every GPU activity its role, by the best evidence there is."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from moe_advisor.intervals import Intervals, union
+from moe_advisor.model import NONE, ActivityKind, CollectiveKind, RankTrace
+from moe_advisor.roles.context import LaunchContexts, launch_contexts
+from moe_advisor.roles.roles import Role, Source
+from moe_advisor.roles.taxonomy import Taxonomy
+
+COUNTS_BYTES = 16_384
+"""An all-to-all of at most this size carries token counts, not tokens: 2,048 counters of 8 bytes
+are more experts than any published model has, and one token's row is already 4 KiB."""
+
+GATHERED_COUNTS_BYTES = 1 << 20
+"""The same for an all-gather over all ranks' counters (1,024 ranks × 128 experts × 8 bytes)."""
+
+NORM_BYTES = 4_096
+"""A data-parallel all-reduce of at most this size carries norms and flags, not gradients."""
+
+INTERLEAVED_SHARE = 0.05
+"""Structure decides only where less than this share of EP communication runs beside compute: with
+overlapped micro-batches the place between dispatch and combine says nothing (design.md, 2)."""
+
+TP_PER_ATTENTION = 1.5
+"""A group with more collectives per attention kernel than this works inside every layer: tensor
+parallelism has two per layer and direction, gradient reduction at most one per bucket."""
+
+_COMPUTE_BY_CONTEXT: dict[str, dict[str, Role]] = {
+    "gemm": {
+        "experts": Role.EXPERT_GEMM,
+        "router": Role.ROUTER,
+        "core_attention": Role.ATTENTION,
+        **dict.fromkeys(
+            ("shared_experts", "attention", "dense", "loss", "embedding", "norm", "optimizer"),
+            Role.DENSE_GEMM,
+        ),
+    },
+    "softmax": {
+        "core_attention": Role.ATTENTION,
+        "attention": Role.ATTENTION,
+        "router": Role.ROUTER,
+        "loss": Role.EMBEDDING_LOSS,
+    },
+    "index": {
+        **dict.fromkeys(
+            ("permute", "dispatch", "combine", "counts", "experts", "moe"), Role.PERMUTE
+        ),
+        "router": Role.ROUTER,
+        "embedding": Role.EMBEDDING_LOSS,
+        "loss": Role.EMBEDDING_LOSS,
+        "optimizer": Role.OPTIMIZER,
+        "core_attention": Role.ATTENTION,
+    },
+    "elementwise": {
+        **dict.fromkeys(("permute", "dispatch", "combine", "counts"), Role.PERMUTE),
+        "router": Role.ROUTER,
+        "experts": Role.ACTIVATION,
+        "core_attention": Role.ATTENTION,
+        "norm": Role.NORM,
+        "loss": Role.EMBEDDING_LOSS,
+        "embedding": Role.EMBEDDING_LOSS,
+        **dict.fromkeys(("optimizer", "grad_norm", "zero_grad"), Role.OPTIMIZER),
+    },
+}
+_COMPUTE_BY_CONTEXT["unknown"] = _COMPUTE_BY_CONTEXT["elementwise"]
+
+_WITHOUT_CONTEXT = {
+    "gemm": Role.GEMM_UNATTRIBUTED,
+    "softmax": Role.ELEMENTWISE,
+    "index": Role.ELEMENTWISE,
+    "elementwise": Role.ELEMENTWISE,
+    "unknown": Role.COMPUTE_OTHER,
+    "collective": Role.COLLECTIVE_OTHER,
+}
+
+_FAMILY_BY_CONTEXT = {
+    "dispatch": "ep",
+    "combine": "ep",
+    "counts": "ep",
+    "grad_reduce": "dp",
+    "param_gather": "dp",
+    "grad_norm": "norm",
+    "optimizer": "dp",
+    "p2p": "pp",
+    "core_attention": "cp",
+}
+
+
+@dataclass(frozen=True)
+class RoleTable:
+    """Per activity: its role, the evidence, and where its launch stood.
+
+    `known` is False for compute kernels of no family and no context. `group_family` maps the group
+    of a collective (its number in `names`) to the family decided for the whole communicator.
+    """
+
+    roles: NDArray[np.int8]
+    sources: NDArray[np.int8]
+    contexts: LaunchContexts
+    known: NDArray[np.bool_]
+    natures: NDArray[np.int8]
+    group_family: dict[int, str]
+
+    def has_nature(self, nature: str) -> NDArray[np.bool_]:
+        """Which activities have this nature by their name alone."""
+        return self.natures == _NATURE_INDEX[nature]
+
+    def mask(self, *roles: Role) -> NDArray[np.bool_]:
+        """Which activities have one of these roles."""
+        return np.isin(self.roles, roles)
+
+    def context_of(self, calls: NDArray[np.int64]) -> NDArray[np.int16]:
+        """The context index of each activity's launch; 0 (unknown) where it has none."""
+        return _of_call(self.contexts.index, calls, 0)
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The activity columns that deciding needs, as arrays."""
+
+    start: NDArray[np.int64]
+    end: NDArray[np.int64]
+    kind: NDArray[np.uint8]
+    name: NDArray[np.uint32]
+    stream: NDArray[np.int64]
+    call: NDArray[np.int64]
+    context: NDArray[np.int16]
+    linked: NDArray[np.bool_]
+
+
+def assign_roles(rank: RankTrace, taxonomy: Taxonomy) -> RoleTable:
+    """The role of every activity of one rank, in the order of evidence that design.md gives."""
+    contexts = launch_contexts(rank, taxonomy)
+    table = rank.activities
+    calls = table["call"].to_numpy()
+    rows = _Rows(
+        start=table["start_ns"].to_numpy(),
+        end=table["end_ns"].to_numpy(),
+        kind=table["kind"].to_numpy(),
+        name=table["name"].to_numpy(),
+        stream=table["stream"].to_numpy(),
+        call=calls,
+        context=_of_call(contexts.index, calls, 0),
+        linked=_of_call(contexts.linked, calls, False),
+    )
+    nature = _natures(rank, rows, taxonomy)
+    roles, sources, known = _by_name_and_context(rows, nature, contexts)
+    families = _communication(rank, rows, nature, contexts, taxonomy, roles, sources)
+    _by_structure(rank, rows, nature, contexts, roles, sources)
+    _unfused_attention(nature, roles, sources)
+    return RoleTable(roles, sources, contexts, known, nature, families)
+
+
+def _of_call(values: NDArray, calls: NDArray[np.int64], default: int | bool) -> NDArray:  # type: ignore[type-arg]
+    """Per activity, the value of the call that launched it."""
+    if not len(values):
+        return np.full(len(calls), default, values.dtype)
+    return np.where(calls >= 0, values[np.maximum(calls, 0)], default).astype(values.dtype)
+
+
+_NATURES = (
+    "unknown",
+    "collective",
+    "gemm",
+    "softmax",
+    "index",
+    "elementwise",
+    *(role.label for role in Role),
+)
+_NATURE_INDEX = {nature: index for index, nature in enumerate(_NATURES)}
+
+
+def _natures(rank: RankTrace, rows: _Rows, taxonomy: Taxonomy) -> NDArray[np.int8]:
+    """What each activity's kind or kernel name can prove, as an index into _NATURES."""
+    per_name = np.zeros(len(rank.names) + 1, np.int8)
+    kernels = rows.kind == ActivityKind.KERNEL
+    for name in np.unique(rows.name[kernels]).tolist():
+        family = taxonomy.kernel(rank.names[name])
+        per_name[name] = _NATURE_INDEX[family.nature] if family else 0
+    nature = per_name[rows.name] if len(rows.name) else np.empty(0, np.int8)
+    nature[rows.kind == ActivityKind.MEMCPY] = _NATURE_INDEX["memcpy"]
+    nature[rows.kind == ActivityKind.MEMSET] = _NATURE_INDEX["memset"]
+    nature[rows.kind == ActivityKind.GRAPH] = _NATURE_INDEX["graph_opaque"]
+    return nature
+
+
+def _by_name_and_context(
+    rows: _Rows, nature: NDArray[np.int8], contexts: LaunchContexts
+) -> tuple[NDArray[np.int8], NDArray[np.int8], NDArray[np.bool_]]:
+    """Roles from nature and context, one decision for each pair of the two."""
+    pair = nature.astype(np.int32) * len(contexts.names) + rows.context
+    values, inverse = np.unique(pair, return_inverse=True)
+    role = np.empty(len(values), np.int8)
+    by_context = np.zeros(len(values), np.bool_)
+    known = np.ones(len(values), np.bool_)
+    for index, value in enumerate(values.tolist()):
+        what = _NATURES[value // len(contexts.names)]
+        where = contexts.names[value % len(contexts.names)]
+        decided = _COMPUTE_BY_CONTEXT.get(what, {}).get(where)
+        by_context[index] = decided is not None
+        if decided is None:
+            decided = _WITHOUT_CONTEXT.get(what)
+            known[index] = what != "unknown"
+        role[index] = decided if decided is not None else Role[what.upper()]
+    roles = role[inverse].astype(np.int8)
+    sources = np.where(
+        by_context[inverse], np.where(rows.linked, Source.FORWARD_LINK, Source.ANNOTATION), Source.NAME
+    ).astype(np.int8)
+    sources[rows.kind != ActivityKind.KERNEL] = Source.METADATA
+    return roles, sources, known[inverse]
+
+
+# ------------------------------------------------------------------------------- communication
+
+
+def _communication(
+    rank: RankTrace,
+    rows: _Rows,
+    nature: NDArray[np.int8],
+    contexts: LaunchContexts,
+    taxonomy: Taxonomy,
+    roles: NDArray[np.int8],
+    sources: NDArray[np.int8],
+) -> dict[int, str]:
+    """Gives collectives their family, communicator by communicator; returns group -> family."""
+    table = rank.collectives
+    families: dict[int, str] = {}
+    described = np.zeros(len(roles), np.bool_)
+    for (group, description), part in table.group_by(
+        ["group", "description"], maintain_order=True
+    ):
+        family = taxonomy.group_family(rank.names[int(description)])  # type: ignore[call-overload]
+        source = Source.METADATA
+        if family is None or family == "none":
+            family, source = _family_of_group(rank, rows, nature, contexts, part)
+        families[int(group)] = family  # type: ignore[call-overload]
+        at = part["activity"].to_numpy()
+        roles[at] = _roles_of_group(family, part)
+        sources[at] = source
+        described[at] = True
+    alone = np.flatnonzero((nature == _NATURE_INDEX["collective"]) & ~described)
+    for row in alone.tolist():
+        family = _FAMILY_BY_CONTEXT.get(contexts.names[rows.context[row]], "other")
+        name = rank.names[rows.name[row]]
+        kind = next((k for text, k in _KIND_BY_NAME if text in name), CollectiveKind.UNKNOWN)
+        roles[row] = _role_of(family, kind, NONE)
+        sources[row] = Source.ANNOTATION if family != "other" else Source.NAME
+    return families
+
+
+_KIND_BY_NAME = (
+    ("AllReduce", CollectiveKind.ALL_REDUCE),
+    ("AllGather", CollectiveKind.ALL_GATHER),
+    ("ReduceScatter", CollectiveKind.REDUCE_SCATTER),
+    ("Broadcast", CollectiveKind.BROADCAST),
+    ("SendRecv", CollectiveKind.UNKNOWN),
+)
+
+
+def _family_of_group(
+    rank: RankTrace,
+    rows: _Rows,
+    nature: NDArray[np.int8],
+    contexts: LaunchContexts,
+    part: pl.DataFrame,
+) -> tuple[str, Source]:
+    """The family of a communicator that no description explains: contexts, then structure."""
+    at = part["activity"].to_numpy()
+    kinds = set(part["kind"].unique().to_list())
+    votes: dict[str, int] = {}
+    for index, count in zip(*np.unique(rows.context[at], return_counts=True), strict=True):
+        family = _FAMILY_BY_CONTEXT.get(contexts.names[int(index)])
+        if family == "cp" and not kinds & {CollectiveKind.ALL_TO_ALL, CollectiveKind.SEND_RECV}:
+            family = None  # an all-gather under attention may be a tensor-parallel one
+        if family:
+            votes[family] = votes.get(family, 0) + int(count)
+    if votes:
+        return max(sorted(votes), key=lambda one: votes[one]), Source.ANNOTATION
+    if CollectiveKind.ALL_TO_ALL in kinds:
+        return "ep", Source.STRUCTURE
+    if kinds <= {CollectiveKind.SEND_RECV}:
+        return "pp", Source.STRUCTURE
+    sizes = part["bytes_sent"].to_numpy()
+    under_moe = rows.context[at] == contexts.of("moe")
+    if kinds == {CollectiveKind.ALL_GATHER} and under_moe.any() and _all_small(sizes):
+        return "ep", Source.ANNOTATION
+    if kinds & {
+        CollectiveKind.ALL_REDUCE,
+        CollectiveKind.ALL_GATHER,
+        CollectiveKind.REDUCE_SCATTER,
+    }:
+        if kinds == {CollectiveKind.ALL_GATHER} and _all_small(sizes) and _feeds_all_to_all(rank, at):
+            return "ep", Source.STRUCTURE
+        attention = int((nature == _NATURE_INDEX["attention"]).sum())
+        if attention and len(at) > TP_PER_ATTENTION * attention:
+            return "tp", Source.STRUCTURE
+        return "dp", Source.STRUCTURE
+    return "other", Source.NAME
+
+
+def _all_small(sizes: NDArray[np.int64]) -> bool:
+    return bool(((sizes >= 0) & (sizes <= GATHERED_COUNTS_BYTES)).all())
+
+
+def _feeds_all_to_all(rank: RankTrace, at: NDArray[np.int64]) -> bool:
+    """Whether most of these gathers are followed by an all-to-all as the next collective."""
+    order = rank.collectives.sort("activity")
+    rows = order["activity"].to_numpy()
+    is_all_to_all = order["kind"].to_numpy() == CollectiveKind.ALL_TO_ALL
+    place = np.searchsorted(rows, at)
+    place = place[place + 1 < len(rows)]
+    return bool(len(place)) and float(is_all_to_all[place + 1].mean()) > 0.5
+
+
+def _roles_of_group(family: str, part: pl.DataFrame) -> NDArray[np.int8]:
+    kinds, sizes = part["kind"].to_list(), part["bytes_sent"].to_list()
+    return np.asarray(
+        [_role_of(family, CollectiveKind(kind), size) for kind, size in zip(kinds, sizes, strict=True)],
+        np.int8,
+    )
+
+
+def _role_of(family: str, kind: CollectiveKind, bytes_sent: int) -> Role:
+    """The role of one collective of a communicator whose family is known."""
+    small = 0 <= bytes_sent
+    if family == "ep":
+        if kind is CollectiveKind.ALL_TO_ALL or kind is CollectiveKind.UNKNOWN:
+            return Role.EP_NOTIFY if small and bytes_sent <= COUNTS_BYTES else Role.EP_DISPATCH
+        if kind is CollectiveKind.ALL_GATHER:
+            counts = small and bytes_sent <= GATHERED_COUNTS_BYTES
+            return Role.EP_NOTIFY if counts else Role.EP_DISPATCH
+        if kind is CollectiveKind.REDUCE_SCATTER:
+            return Role.EP_COMBINE
+        return Role.EP_NOTIFY if kind is CollectiveKind.BARRIER else Role.COLLECTIVE_OTHER
+    if family == "norm":
+        return Role.DP_NORM
+    if family == "dp":
+        if kind is CollectiveKind.ALL_REDUCE and small and bytes_sent <= NORM_BYTES:
+            return Role.DP_NORM
+        gathers = kind in (CollectiveKind.ALL_GATHER, CollectiveKind.BROADCAST)
+        return Role.DP_PARAM_GATHER if gathers else Role.DP_GRAD_REDUCE
+    return {
+        "tp": Role.TP_COLLECTIVE,
+        "cp": Role.CP_COLLECTIVE,
+        "pp": Role.PP_P2P,
+    }.get(family, Role.COLLECTIVE_OTHER)
+
+
+# ----------------------------------------------------------------------------------- structure
+
+
+def _by_structure(
+    rank: RankTrace,
+    rows: _Rows,
+    nature: NDArray[np.int8],
+    contexts: LaunchContexts,
+    roles: NDArray[np.int8],
+    sources: NDArray[np.int8],
+) -> None:
+    """What the place between dispatch and combine tells, where nothing interleaves.
+
+    The payload all-to-alls of a rank fall into bursts with GEMMs between them. A gap between two
+    bursts belongs to the experts or to dense layers, never to both: gaps whose content is known
+    (an expert GEMM by name or range; attention or a dense range) fix their neighbours' kind.
+    """
+    payload = np.flatnonzero(np.isin(roles, (Role.EP_DISPATCH, Role.EP_COMBINE)))
+    if not len(payload):
+        return
+    _index_kernels_in_moe(rows, nature, roles, payload)
+    compute = _compute_intervals(rows, roles)
+    ep = union(rows.start[payload], rows.end[payload])
+    interleaved = (ep & compute).total > INTERLEAVED_SHARE * ep.total
+    gemm = np.flatnonzero(
+        np.isin(roles, (Role.EXPERT_GEMM, Role.DENSE_GEMM, Role.GEMM_UNATTRIBUTED))
+    )
+    if not interleaved and len(gemm):
+        burst_start, burst_of = _bursts(rows, payload, gemm)
+        gap_kind = _gap_kinds(rows, roles, burst_start)
+        _attribute_gemms(rows, roles, sources, burst_start, gap_kind)
+        named = np.isin(nature[payload], (_NATURE_INDEX["ep_dispatch"], _NATURE_INDEX["ep_combine"]))
+        into = np.where(gap_kind[burst_of] == 1, Role.EP_DISPATCH, Role.EP_COMBINE)
+        undecided = (gap_kind[burst_of] == 0) | named
+        roles[payload] = np.where(undecided, roles[payload], into)
+    else:
+        _direction_by_context(rows, contexts, roles, payload)
+
+
+def _index_kernels_in_moe(
+    rows: _Rows, nature: NDArray[np.int8], roles: NDArray[np.int8], payload: NDArray[np.int64]
+) -> None:
+    """Sorts, scans and gathers that no range explains are permutation if EP brackets them."""
+    index = (nature == _NATURE_INDEX["index"]) & (roles == Role.ELEMENTWISE)
+    bracket = (rows.start >= rows.start[payload].min()) & (rows.end <= rows.end[payload].max())
+    roles[index & bracket] = Role.PERMUTE
+
+
+def _compute_intervals(rows: _Rows, roles: NDArray[np.int8]) -> Intervals:
+    compute = (rows.kind == ActivityKind.KERNEL) & (roles < Role.EP_DISPATCH)
+    return union(rows.start[compute], rows.end[compute])
+
+
+def _bursts(
+    rows: _Rows, payload: NDArray[np.int64], gemm: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Start times of the bursts of payload collectives, and the burst that each belongs to."""
+    starts = rows.start[payload]
+    gemm_starts = np.sort(rows.start[gemm])
+    between = np.searchsorted(gemm_starts, starts[1:]) > np.searchsorted(gemm_starts, starts[:-1])
+    opens = np.concatenate([[True], between])
+    return starts[opens], np.cumsum(opens) - 1
+
+
+def _gap_kinds(rows: _Rows, roles: NDArray[np.int8], burst_start: NDArray[np.int64]) -> NDArray[np.int8]:
+    """Per burst, what the gap after it holds: 1 experts, 2 dense layers, 0 not known."""
+    kinds = np.zeros(len(burst_start), np.int8)
+
+    def gaps_with(*wanted: Role) -> NDArray[np.int64]:
+        at = np.searchsorted(burst_start, rows.start[np.isin(roles, wanted)], side="right") - 1
+        return np.unique(at[at >= 0])
+
+    experts = gaps_with(Role.EXPERT_GEMM)
+    dense = gaps_with(Role.ATTENTION, Role.DENSE_GEMM, Role.EMBEDDING_LOSS)
+    kinds[experts] = 1
+    kinds[dense] = 2
+    kinds[np.intersect1d(experts, dense)] = 0
+    known = np.flatnonzero(kinds)
+    if not len(known):
+        return kinds
+    # Gaps alternate between known ones: an even distance keeps the kind, an odd one turns it. A
+    # gap between two known ones that disagree about it stays unknown.
+    positions = np.arange(len(kinds))
+    before = known[np.maximum(np.searchsorted(known, positions, side="right") - 1, 0)]
+    after = known[np.minimum(np.searchsorted(known, positions), len(known) - 1)]
+
+    def implied(anchor: NDArray[np.int64]) -> NDArray[np.int8]:
+        even = (positions - anchor) % 2 == 0
+        return np.where(even, kinds[anchor], 3 - kinds[anchor]).astype(np.int8)
+
+    one, other = implied(before), implied(after)
+    return np.where(one == other, one, np.where(kinds > 0, kinds, 0)).astype(np.int8)
+
+
+def _attribute_gemms(
+    rows: _Rows,
+    roles: NDArray[np.int8],
+    sources: NDArray[np.int8],
+    burst_start: NDArray[np.int64],
+    gap_kind: NDArray[np.int8],
+) -> None:
+    open_gemms = np.flatnonzero(roles == Role.GEMM_UNATTRIBUTED)
+    at = np.searchsorted(burst_start, rows.start[open_gemms], side="right") - 1
+    kind = np.where(at >= 0, gap_kind[np.maximum(at, 0)], 2)  # before the first dispatch: dense
+    roles[open_gemms[kind == 1]] = Role.EXPERT_GEMM
+    roles[open_gemms[kind == 2]] = Role.DENSE_GEMM
+    sources[open_gemms[kind > 0]] = Source.STRUCTURE
+
+
+def _unfused_attention(
+    nature: NDArray[np.int8], roles: NDArray[np.int8], sources: NDArray[np.int8]
+) -> None:
+    """Without any fused attention kernel, softmax outside router and loss is attention's own."""
+    if (nature == _NATURE_INDEX["attention"]).any():
+        return
+    softmax = (nature == _NATURE_INDEX["softmax"]) & (roles == Role.ELEMENTWISE)
+    roles[softmax] = Role.ATTENTION
+    sources[softmax] = Source.STRUCTURE
+
+
+def _direction_by_context(
+    rows: _Rows, contexts: LaunchContexts, roles: NDArray[np.int8], payload: NDArray[np.int64]
+) -> None:
+    """Dispatch or combine from ranges. The backward of a combine sends gradients to the experts:
+    on the wire it is a dispatch, and the other way round, as DeepEP names its kernels."""
+    context, linked = rows.context[payload], rows.linked[payload]
+    combine = context == contexts.of("combine")
+    dispatch = context == contexts.of("dispatch")
+    returns = np.where(linked, dispatch, combine)
+    goes = np.where(linked, combine, dispatch)
+    roles[payload[returns]] = Role.EP_COMBINE
+    roles[payload[goes]] = Role.EP_DISPATCH

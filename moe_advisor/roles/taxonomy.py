@@ -1,0 +1,153 @@
+"""Reads the taxonomy: what the names of kernels, ranges, process groups and calls mean."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from moe_advisor.errors import ConfigError
+from moe_advisor.roles.roles import Role
+
+MATCHED_CHARACTERS = 4_096
+"""Only this much of a name is matched: longer ones are hostile or template noise at the end."""
+
+NATURES = frozenset(
+    {role.label for role in Role} | {"collective", "gemm", "softmax", "index", "elementwise"}
+)
+"""What a kernel's name can prove: a role, or what kind of work needs a context to become one."""
+
+GROUP_FAMILIES = frozenset({"ep", "dp", "tp", "cp", "pp", "norm", "other", "none"})
+
+
+@dataclass(frozen=True, slots=True)
+class KernelFamily:
+    """A family of kernels that share a nature; `cases` are names that must match it first."""
+
+    id: str
+    pattern: re.Pattern[str]
+    nature: str
+    source: str
+    seen: bool
+    cases: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NamePattern:
+    """A pattern and what a name that holds it means."""
+
+    pattern: re.Pattern[str]
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """Everything that names mean; the first pattern found in a name decides."""
+
+    kernels: tuple[KernelFamily, ...]
+    ranges: tuple[NamePattern, ...]
+    groups: tuple[NamePattern, ...]
+    calls: tuple[NamePattern, ...]
+
+    def kernel(self, name: str) -> KernelFamily | None:
+        """The family of a kernel name, or None if no family knows it."""
+        head = name[:MATCHED_CHARACTERS]
+        return next((family for family in self.kernels if family.pattern.search(head)), None)
+
+    def context(self, name: str) -> str | None:
+        """What work under a host range of this name is for, or None."""
+        return _meaning(self.ranges, name)
+
+    def group_family(self, description: str) -> str | None:
+        """ep, dp, tp, cp, pp, norm, other or none (a CPU group); None if unknown."""
+        return _meaning(self.groups, description)
+
+    def call_kind(self, name: str) -> str | None:
+        """What kind of CUDA call this is, or None where it does not matter."""
+        return _meaning(self.calls, name)
+
+
+def _meaning(patterns: Sequence[NamePattern], name: str) -> str | None:
+    head = name[:MATCHED_CHARACTERS]
+    return next((one.meaning for one in patterns if one.pattern.search(head)), None)
+
+
+@cache
+def builtin() -> Taxonomy:
+    """The taxonomy that ships with the package."""
+    text = resources.files("moe_advisor.roles").joinpath("taxonomy.yaml").read_text("utf-8")
+    return parse(text, "taxonomy.yaml")
+
+
+def load(extra: Path | None) -> Taxonomy:
+    """The built-in taxonomy, with the patterns of the file `extra` tried first.
+
+    Raises ConfigError if the file can't be read or breaks the format.
+    """
+    if extra is None:
+        return builtin()
+    try:
+        text = extra.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--taxonomy {extra.name}: can't be read: {error}") from None
+    own, base = parse(text, extra.name), builtin()
+    return Taxonomy(
+        own.kernels + base.kernels,
+        own.ranges + base.ranges,
+        own.groups + base.groups,
+        own.calls + base.calls,
+    )
+
+
+def parse(text: str, name: str) -> Taxonomy:
+    """The taxonomy that `text` describes; ConfigError names the entry that is wrong."""
+    import yaml
+
+    try:
+        data = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: not YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{name}: expected the sections kernels, ranges, groups and calls")
+    return Taxonomy(
+        tuple(_kernel(name, entry) for entry in _entries(name, data, "kernels")),
+        tuple(_named(name, entry, "context") for entry in _entries(name, data, "ranges")),
+        tuple(_named(name, entry, "family") for entry in _entries(name, data, "groups")),
+        tuple(_named(name, entry, "kind") for entry in _entries(name, data, "calls")),
+    )
+
+
+def _entries(name: str, data: dict[str, Any], section: str) -> list[dict[str, Any]]:
+    entries = data.get(section) or []
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise ConfigError(f"{name}: {section}: expected a list of entries")
+    return entries
+
+
+def _kernel(name: str, entry: dict[str, Any]) -> KernelFamily:
+    nature = str(entry.get("nature"))
+    if nature not in NATURES:
+        raise ConfigError(f"{name}: kernels: {entry.get('id')}: unknown nature {nature!r}")
+    return KernelFamily(
+        id=str(entry.get("id")),
+        pattern=_pattern(name, entry),
+        nature=nature,
+        source=str(entry.get("source", "")),
+        seen=entry.get("seen", True) is True,
+        cases=tuple(str(case) for case in entry.get("cases", ())),
+    )
+
+
+def _named(name: str, entry: dict[str, Any], field: str) -> NamePattern:
+    if not isinstance(entry.get(field), str):
+        raise ConfigError(f"{name}: {entry.get('pattern')!r}: needs a {field}")
+    return NamePattern(_pattern(name, entry), entry[field])
+
+
+def _pattern(name: str, entry: dict[str, Any]) -> re.Pattern[str]:
+    try:
+        return re.compile(str(entry["pattern"]))
+    except (KeyError, re.error) as error:
+        raise ConfigError(f"{name}: {entry.get('id', entry)}: bad pattern: {error}") from None

@@ -1,0 +1,63 @@
+"""Interval algebra: exact small cases and the laws that hold for all sets."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from moe_advisor.intervals import EMPTY, Intervals, complement, merge, union
+
+times = st.integers(-50, 50)
+rows = st.lists(st.tuples(times, times), max_size=12)
+
+
+def make(pairs: list[tuple[int, int]]) -> Intervals:
+    return union([a for a, _ in pairs], [b for _, b in pairs])
+
+
+def instants(one: Intervals) -> set[int]:
+    return {t for a, b in one.pairs() for t in range(a, b)}
+
+
+def test_union_merges_touching_and_drops_empty_rows() -> None:
+    assert make([(5, 9), (0, 5), (20, 20), (30, 25), (40, 41)]).pairs() == [(0, 9), (40, 41)]
+
+
+def test_exposed_time_is_the_uncovered_part() -> None:
+    comm, compute = make([(0, 100), (150, 200)]), make([(50, 160)])
+    assert (comm - compute).pairs() == [(0, 50), (160, 200)]
+    assert (comm & compute).pairs() == [(50, 100), (150, 160)]
+
+
+def test_length_within_windows() -> None:
+    one = make([(0, 10), (20, 30)])
+    assert one.within([-5, 5, 10, 25], [5, 25, 20, 99]).tolist() == [5, 10, 0, 5]
+    assert EMPTY.within([0], [9]).tolist() == [0]
+
+
+def test_complement_of_a_window() -> None:
+    assert complement(make([(2, 4), (6, 20)]), 0, 10).pairs() == [(0, 2), (4, 6)]
+
+
+@given(rows, rows)
+def test_set_laws(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> None:
+    x, y = make(a), make(b)
+    assert instants(x | y) == instants(x) | instants(y)
+    assert instants(x & y) == instants(x) & instants(y)
+    assert instants(x - y) == instants(x) - instants(y)
+    assert (x - y).total + (x & y).total == x.total
+    assert merge([x, x]).pairs() == x.pairs()
+
+
+@given(rows, st.randoms())
+def test_order_of_rows_does_not_matter(a: list[tuple[int, int]], random: object) -> None:
+    shuffled = a.copy()
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert make(a).pairs() == make(shuffled).pairs()
+
+
+@given(rows, times, times)
+def test_within_agrees_with_clipping(a: list[tuple[int, int]], start: int, end: int) -> None:
+    x = make(a)
+    if start < end:
+        assert x.within([start], [end])[0] == x.clip(start, end).total
+    assert np.array_equal(x.contains(range(-60, 60)), [t in instants(x) for t in range(-60, 60)])
