@@ -12,6 +12,7 @@ from moe_advisor import __version__
 from moe_advisor.advise import Facts, advise, hardware, infer_config, load_rules
 from moe_advisor.errors import InputError
 from moe_advisor.ingest import sniff, sources
+from moe_advisor.ingest.json_stream import StreamLimits
 from moe_advisor.measure.facts import trace_facts
 from moe_advisor.measure.partial import RankPartial
 from moe_advisor.measure.rank import MeasuredRank, measure_rank
@@ -62,7 +63,8 @@ class Options:
     log: str | None = None
     values: tuple[str, ...] = ()
     jobs: int | None = None
-    whatif: bool = True
+    max_expansion: int | None = None
+    """Largest ratio of decompressed to compressed bytes of an input; None for the default."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,15 @@ def analyze(paths: Sequence[str], options: Options | None = None, progress: Prog
     """
     chosen = options or Options()
     return result_of(measure(paths, chosen, progress), chosen)
+
+
+def earlier_result(inputs: Sequence[Path]) -> Result | None:
+    """The result that the one input is, if it is one; an earlier result stands for its trace."""
+    if len(inputs) != 1 or sniff.detect(inputs[0]) != "result":
+        return None
+    from moe_advisor.output import json_output
+
+    return json_output.decode(inputs[0].read_bytes(), inputs[0].name)
 
 
 def measure(paths: Sequence[str], options: Options, progress: Progress | None = None) -> Measured:
@@ -130,7 +141,9 @@ def _path(text: str | None) -> Path | None:
 def _load(path: Path, kind: str, options: Options) -> LoadedInput:
     extra: dict[str, Any] = {}
     if kind == "nsys-rep":
-        extra = {"nsys": options.nsys, "cache": _path(options.cache)}
+        extra = {"nsys": _path(options.nsys), "cache": _path(options.cache)}
+    elif options.max_expansion is not None:
+        extra = {"limits": StreamLimits(max_ratio=options.max_expansion)}
     return sources.load(path, kind, **extra)
 
 

@@ -63,7 +63,9 @@ class CollectiveKind(IntEnum):
 
 # GPU work, sorted by (start_ns, end_ns). `call` is the row in `calls` that launched it (replayed
 # kernels of a CUDA graph share their graph launch), `blocks` the number of thread blocks.
-ACTIVITY_SCHEMA = {
+Schema = dict[str, pl.DataType | type[pl.DataType]]
+
+ACTIVITY_SCHEMA: Schema = {
     "start_ns": pl.Int64,
     "end_ns": pl.Int64,
     "kind": pl.UInt8,
@@ -78,7 +80,7 @@ ACTIVITY_SCHEMA = {
 }
 
 # CUDA runtime and driver calls of the process, sorted by start_ns. Version suffixes are stripped.
-CALL_SCHEMA = {
+CALL_SCHEMA: Schema = {
     "start_ns": pl.Int64,
     "end_ns": pl.Int64,
     "tid": pl.Int64,
@@ -88,7 +90,7 @@ CALL_SCHEMA = {
 # Host ranges, sorted by (start_ns, -end_ns): annotations, operators, library ranges. A backward
 # operator has `forward_tid` (the profiler's number of the thread that ran its forward operator)
 # and shares `sequence` with that operator. A range still open at the end is clipped.
-RANGE_SCHEMA = {
+RANGE_SCHEMA: Schema = {
     "start_ns": pl.Int64,
     "end_ns": pl.Int64,
     "tid": pl.Int64,
@@ -102,7 +104,7 @@ RANGE_SCHEMA = {
 # one communicator the same way on all ranks, `description` says what it is for where the framework
 # told. Bytes count everything that is sent or received, the rank's own share included;
 # `bytes_self` is that share. `in_splits`/`out_splits` are rows per peer, empty where unknown.
-COLLECTIVE_SCHEMA = {
+COLLECTIVE_SCHEMA: Schema = {
     "activity": pl.Int64,
     "kind": pl.UInt8,
     "group": pl.UInt32,
@@ -116,14 +118,14 @@ COLLECTIVE_SCHEMA = {
 }
 
 # Device memory levels after each event, sorted by time_ns. NONE where a level is not known.
-MEMORY_SCHEMA = {
+MEMORY_SCHEMA: Schema = {
     "time_ns": pl.Int64,
     "allocated_bytes": pl.Int64,
     "reserved_bytes": pl.Int64,
 }
 
 
-def empty(schema: dict[str, pl.DataType | type[pl.DataType]]) -> pl.DataFrame:
+def empty(schema: Schema) -> pl.DataFrame:
     """A table of `schema` with no rows."""
     return pl.DataFrame(schema=schema)
 

@@ -1,0 +1,93 @@
+"""`moe-advisor analyze`: the main job."""
+
+import sys
+from pathlib import Path
+
+import click
+
+from moe_advisor.cli.outputs import output_options, plan_outputs, show_summary, write_outputs
+
+SLOW_INPUTS = 4
+"""From this number of inputs on, a terminal shows progress."""
+
+
+@click.command(
+    epilog="""\b
+examples:
+  moe-advisor analyze run.nsys-rep
+  moe-advisor analyze run.sqlite --log train.log --set expert_model_parallel_size=8
+  moe-advisor analyze 'traces/rank*.json.gz' --config run.yaml -o report/
+  moe-advisor analyze traces/ --fail-on 'm.ep_a2a_exposed_share > 0.15'
+"""
+)
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.option("--config", metavar="FILE", help="Run configuration: Megatron-Bridge YAML, argument dump, launch command.")
+@click.option("--log", metavar="FILE", help="Training log: unprofiled step time, throughput, memory.")
+@click.option("--set", "values", multiple=True, metavar="KEY=VALUE", help="One configuration value.")
+@click.option("--steps", metavar="A:B", help="Only these steps, counted from 0, B not included.")
+@click.option("--step-pattern", metavar="REGEX", help="Name of the ranges that are steps.")
+@click.option("--taxonomy", metavar="FILE", help="Kernel families of your own, tried first.")
+@click.option("--rules", "rules", multiple=True, metavar="DIR", help="Rules of your own: add, override, disable.")
+@click.option("--nsys", metavar="PROGRAM", envvar="NSYS", help="nsys, to read .nsys-rep files.")
+@click.option("--cache", metavar="DIR", help="Keep exports of .nsys-rep files here.")
+@click.option("--jobs", type=click.IntRange(1), metavar="N", help="Processes for many ranks.")
+@click.option("--max-expansion", type=click.IntRange(1), metavar="RATIO", help="Allow inputs that decompress by more than this ratio (200).")
+@click.option("--fail-on", "fail_on", multiple=True, metavar="EXPR", help="Exit 1 if this CEL expression is true or can't be measured.")
+@output_options
+def analyze(
+    paths: tuple[str, ...],
+    config: str | None,
+    log: str | None,
+    values: tuple[str, ...],
+    steps: str | None,
+    step_pattern: str | None,
+    taxonomy: str | None,
+    rules: tuple[str, ...],
+    nsys: str | None,
+    cache: str | None,
+    jobs: int | None,
+    max_expansion: int | None,
+    fail_on: tuple[str, ...],
+    folder: Path | None,
+    formats: list[tuple[str, Path | None]],
+    force: bool,
+    quiet: bool,
+    color: str,
+) -> None:
+    """Say where a profile's time goes and what to change.
+
+    PATH is a trace (.nsys-rep, Nsight SQLite or parquet folder, PyTorch JSON or JSON.gz), several,
+    a folder of ranks, a glob, or an earlier result.json.
+    """
+    from moe_advisor import analysis
+    from moe_advisor.cli.gate import check_gates
+    from moe_advisor.ingest import sources
+
+    inputs = sources.find_inputs(paths)
+    planned = plan_outputs(formats, inputs, folder, force)
+    options = analysis.Options(
+        steps=steps,
+        step_pattern=step_pattern,
+        taxonomy=taxonomy,
+        nsys=nsys,
+        cache=cache,
+        rules=rules,
+        config=config,
+        log=log,
+        values=values,
+        jobs=jobs,
+        max_expansion=max_expansion,
+    )
+    earlier = analysis.earlier_result(inputs)
+    result = earlier or analysis.analyze(paths, options, None if quiet else _progress)
+    written = write_outputs(result, planned, force)
+    if not quiet and not any(output.path is None for output in planned):
+        show_summary(result, written, color)
+    check_gates(result, fail_on)
+
+
+def _progress(done: int, total: int, name: str) -> None:
+    if total >= SLOW_INPUTS and sys.stderr.isatty():
+        end = "\n" if done == total else ""
+        sys.stderr.write(f"\r\x1b[Kread {done} of {total} inputs: {name[:60]}{end}")
+        sys.stderr.flush()

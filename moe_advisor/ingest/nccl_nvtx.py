@@ -1,0 +1,730 @@
+"""What NCCL's NVTX ranges tell about communication kernels: operation, communicator and bytes.
+
+NCCL opens a range for every API call, and its payload names the communicator, the message size and
+the peer. A kernel is launched inside the call itself or, in a group, inside the outermost
+ncclGroupEnd, on the same thread: that pairs calls with kernels without a guess.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from moe_advisor.ingest.nsys_source import Column, TableSource
+from moe_advisor.model import (
+    COLLECTIVE_SCHEMA,
+    NONE,
+    ActivityKind,
+    CaptureIssue,
+    CollectiveKind,
+    CopyKind,
+    Severity,
+)
+
+Int64s = NDArray[np.int64]
+
+NCCL_SCHEMA_BASE = 1 << 24
+"""NCCL's payload schemas are numbered from here (nvtx.h)."""
+
+_KINDS = {
+    "ncclAllGather": CollectiveKind.ALL_GATHER,
+    "ncclAllReduce": CollectiveKind.ALL_REDUCE,
+    "ncclBroadcast": CollectiveKind.BROADCAST,
+    "ncclBcast": CollectiveKind.BROADCAST,
+    "ncclReduceScatter": CollectiveKind.REDUCE_SCATTER,
+    "ncclReduce": CollectiveKind.REDUCE,
+    "ncclAlltoAll": CollectiveKind.ALL_TO_ALL,
+    "ncclGather": CollectiveKind.GATHER,
+    "ncclScatter": CollectiveKind.SCATTER,
+    "ncclSend": CollectiveKind.SEND_RECV,
+    "ncclRecv": CollectiveKind.SEND_RECV,
+}
+# The collectives that NCCL can do with copy engines instead of a kernel (2.28 on).
+_COPY_ENGINE_KINDS = (
+    CollectiveKind.ALL_GATHER,
+    CollectiveKind.ALL_TO_ALL,
+    CollectiveKind.GATHER,
+    CollectiveKind.SCATTER,
+)
+_FEW_PEERS = 2
+"""A pipeline stage or a ring step talks to at most its two neighbours."""
+
+_LARGEST_MESSAGE_BYTES = 2**50
+"""No message is a pebibyte: a larger number is a payload read wrongly."""
+
+_NO_COMMUNICATOR = 0
+_SCHEMA = pl.Schema(cast("dict[str, pl.DataType]", COLLECTIVE_SCHEMA))
+
+
+# --- payloads -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Byte offsets of the fields of a payload; None where it lacks one."""
+
+    communicator: int | None = 0
+    size: int | None = None
+    peer: int | None = None
+    rank_count: int | None = None
+    rank: int | None = None
+    device: int | None = None
+
+
+_MESSAGE = Layout(size=8)
+_PEER_MESSAGE = Layout(size=8, peer=16)
+_INIT = Layout(rank_count=8, rank=12, device=16)
+_DEFAULT_LAYOUTS: dict[int, Layout] = {
+    **dict.fromkeys((4, 5, 6, 7, 8, 16, 17, 18), _MESSAGE),
+    **dict.fromkeys((9, 10), _PEER_MESSAGE),
+    11: _INIT,
+}
+_FIELDS = {
+    "nccl communicator id": "communicator",
+    "message size [bytes]": "size",
+    "peer rank": "peer",
+    "no. of ranks": "rank_count",
+    "rank": "rank",
+    "cuda device": "device",
+}
+_WIDE_FIELDS = frozenset({"communicator", "size"})  # 8 bytes; the others are 4
+
+
+def payload_layouts(source: TableSource) -> dict[int, Layout]:
+    """Schema number -> layout, as the export describes it, else as NCCL has it."""
+    rows = source.fetch(
+        "NVTX_PAYLOAD_SCHEMA_ENTRIES",
+        (Column("schemaId"), Column("idx"), Column("name", ""), Column("offset", 0)),
+    ).unique(maintain_order=True)
+    described: dict[int, dict[str, int]] = {}
+    for schema, index, name, offset in rows.iter_rows():
+        target = _FIELDS.get(name.strip().lower())
+        # Offset 0 belongs to the first entry only; elsewhere it means that none was given.
+        if target is not None and 0 <= offset < 256 and (offset > 0 or index <= 0):
+            described.setdefault(schema - NCCL_SCHEMA_BASE, {}).setdefault(target, offset)
+    layouts = dict(_DEFAULT_LAYOUTS)
+    for number, fields in described.items():
+        if "communicator" in fields:
+            layouts[number] = Layout(**fields)
+    return layouts
+
+
+@dataclass(frozen=True, slots=True)
+class Payloads:
+    """Decoded payload fields, one entry per range; NONE where a payload lacks the field."""
+
+    communicator: Int64s
+    size: Int64s
+    peer: Int64s
+    rank_count: Int64s
+    rank: Int64s
+    device: Int64s
+    present: NDArray[np.bool_]
+
+
+def decode(blobs: pl.Series, layouts: Mapping[int, Layout]) -> Payloads:
+    """The fields of NVTX payload `blobs` (Binary; empty means none).
+
+    A blob is a header of four little-endian u64 (domain, schema, payload size, payload offset)
+    and the payload. What does not fit that is taken for no payload.
+    """
+    fields = {
+        name: np.full(len(blobs), NONE, dtype=np.int64)
+        for name in ("communicator", "size", "peer", "rank_count", "rank", "device")
+    }
+    fields["communicator"][:] = _NO_COMMUNICATOR
+    present = np.zeros(len(blobs), dtype=np.bool_)
+    lengths = blobs.bin.size().fill_null(0).to_numpy()
+    for length in np.unique(lengths[lengths >= 40]).tolist():
+        rows = np.flatnonzero(lengths == length)
+        cells = blobs.gather(rows.tolist()).to_list()
+        data = np.frombuffer(b"".join(cells), dtype=np.uint8).reshape(len(rows), length)
+        header = data[:, :32].copy().view("<u8")
+        fits = (header[:, 3] == 32) & (header[:, 2] <= length - 32)
+        schemas = np.where(fits, header[:, 1].astype(np.int64) - NCCL_SCHEMA_BASE, NONE)
+        for schema in np.unique(schemas).tolist():
+            layout = layouts.get(schema)
+            if layout is None:
+                continue
+            chosen = schemas == schema
+            present[rows[chosen]] = True
+            for name, values in fields.items():
+                offset = getattr(layout, name)
+                width = 8 if name in _WIDE_FIELDS else 4
+                if offset is None or 32 + offset + width > length:
+                    continue
+                raw = data[chosen, 32 + offset : 32 + offset + width].copy()
+                values[rows[chosen]] = raw.view("<i8" if width == 8 else "<i4")[:, 0]
+    size = fields["size"]
+    size[(size < 0) | (size > _LARGEST_MESSAGE_BYTES)] = NONE
+    return Payloads(**fields, present=present)
+
+
+# --- which calls belong together --------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RankLaunches:
+    """What is needed of one rank: its process's NCCL ranges, its activities and calls."""
+
+    process: int
+    nccl: pl.DataFrame | None  # start_ns, end_ns, tid, name, payload
+    activities: pl.DataFrame
+    calls: pl.DataFrame
+
+
+@dataclass(frozen=True, slots=True)
+class Collectives:
+    """One table per rank in COLLECTIVE_SCHEMA, and what was learned about ranks."""
+
+    tables: tuple[pl.DataFrame, ...]
+    ranks: tuple[int, ...] | None = None
+    world_size: int | None = None
+    issues: tuple[CaptureIssue, ...] = field(default=())
+
+
+@dataclass(frozen=True, slots=True)
+class _Batches:
+    """Operations that NCCL launches together, and the host interval of their launch.
+
+    operations: process, batch, order, name, kind, communicator, size, peer.
+    scopes: batch, tid, start_ns, end_ns; disjoint on a thread.
+    inits: process, communicator, rank_count, rank, device.
+    """
+
+    operations: pl.DataFrame
+    scopes: pl.DataFrame
+    inits: pl.DataFrame
+    without_payload: int
+
+
+def _batches(
+    process: int, nccl: pl.DataFrame, layouts: Mapping[int, Layout], first_batch: int
+) -> _Batches:
+    nccl = nccl.sort("tid", "start_ns", "end_ns", descending=[False, False, True])
+    payloads = decode(nccl["payload"], layouts)
+    name = nccl["name"]
+    is_operation = name.is_in(list(_KINDS)).to_numpy()
+    is_open = (name == "ncclGroupStart").to_numpy()
+    is_close = (name == "ncclGroupEnd").to_numpy()
+    tid = nccl["tid"].to_numpy()
+    start, end = nccl["start_ns"].to_numpy(), nccl["end_ns"].to_numpy()
+    batch = np.full(nccl.height, NONE, dtype=np.int64)
+    scope_rows: list[Int64s] = []
+    scope_batches: list[Int64s] = []
+    next_batch = first_batch
+    edges = np.flatnonzero(np.concatenate([[True], tid[1:] != tid[:-1], [True]]))
+    for low, high in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True):
+        part = slice(low, high)
+        # An operation built from others shows their ranges inside its own: keep the outer one.
+        operation_end = np.where(is_operation[part], end[part], np.iinfo(np.int64).min)
+        seen_end = np.concatenate([[np.iinfo(np.int64).min], np.maximum.accumulate(operation_end)])
+        outer = start[part] >= seen_end[:-1]
+        operation = is_operation[part] & outer
+        change = (is_open[part] & outer).astype(np.int64) - (is_close[part] & outer)
+        level = np.cumsum(change)
+        # A capture may begin inside a group: its lone end must not count below zero.
+        level = level - np.minimum(np.minimum.accumulate(level), 0)
+        before = np.concatenate([[0], level[:-1]])
+        opens = (before == 0) & (level == 1)
+        closes = (before == 1) & (level == 0)
+        # A batch begins at an outermost GroupStart or at an operation outside any group.
+        alone = operation & (level == 0)
+        number = next_batch + np.cumsum(opens | alone) - 1
+        batch[part] = np.where(operation, number, NONE)
+        scoped = np.flatnonzero(closes | alone)
+        scope_rows.append(scoped + low)
+        scope_batches.append(number[scoped])
+        next_batch = int(number[-1]) + 1 if len(number) else next_batch
+    rows = np.flatnonzero(batch != NONE)
+    operations = pl.DataFrame(
+        {
+            "process": np.full(len(rows), process, dtype=np.int64),
+            "batch": batch[rows],
+            "order": start[rows],
+            "name": name.gather(rows.tolist()),
+            "communicator": payloads.communicator[rows],
+            "size": payloads.size[rows],
+            "peer": payloads.peer[rows],
+        }
+    ).with_columns(
+        kind=pl.col("name").replace_strict(
+            {key: int(kind) for key, kind in _KINDS.items()}, return_dtype=pl.UInt8
+        ),
+        size=pl.when(pl.col("size") >= 0).then("size"),
+    )
+    scoped = np.concatenate(scope_rows) if scope_rows else np.zeros(0, dtype=np.int64)
+    scopes = pl.DataFrame(
+        {
+            "batch": np.concatenate(scope_batches) if scope_batches else scoped,
+            "tid": tid[scoped],
+            "start_ns": start[scoped],
+            "end_ns": end[scoped],
+        }
+    )
+    is_init = np.flatnonzero(payloads.rank_count > 0)
+    inits = pl.DataFrame(
+        {
+            "process": np.full(len(is_init), process, dtype=np.int64),
+            "communicator": payloads.communicator[is_init],
+            "rank_count": payloads.rank_count[is_init],
+            "rank": payloads.rank[is_init],
+            "device": payloads.device[is_init],
+        }
+    )
+    return _Batches(operations, scopes, inits, int((~payloads.present[rows]).sum()))
+
+
+# --- communicators ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Communicators:
+    """What is known of the report's communicators.
+
+    sizes: communicator, group_size. all_to_all: those whose Send and Recv are all-to-alls.
+    selves: process, communicator, self_rank (null: one of several that send themselves as much).
+    candidates: process, communicator, peer: who may be the process itself.
+    """
+
+    sizes: pl.DataFrame
+    all_to_all: pl.Series
+    selves: pl.DataFrame
+    candidates: pl.DataFrame
+    assumed: int
+
+
+def _communicators(operations: pl.DataFrame, inits: pl.DataFrame) -> _Communicators:
+    sends, receives = pl.col("name") == "ncclSend", pl.col("name") == "ncclRecv"
+    known = operations.filter(pl.col("communicator") != _NO_COMMUNICATOR)
+    messages = known.filter((sends | receives) & (pl.col("peer") >= 0)).sort("order")
+    batch_keys = ["process", "communicator", "batch"]
+    per_peer = messages.group_by(*batch_keys, "peer").agg(
+        sent=pl.col("size").filter(sends).sum(),
+        received=pl.col("size").filter(receives).sum(),
+        sends=sends.any(),
+        receives=receives.any(),
+    )
+    per_batch = messages.group_by(batch_keys).agg(
+        peers=pl.col("peer").n_unique(),
+        ascending=(pl.col("peer").diff().fill_null(0) >= 0).all(),
+        both=sends.any() & receives.any(),
+    )
+    per_process = per_batch.group_by("process", "communicator").agg(
+        many=((pl.col("peers") > _FEW_PEERS) & pl.col("both")).any(),
+        several=((pl.col("peers") >= _FEW_PEERS) & pl.col("both")).any(),
+        ascending=pl.col("ascending").all(),
+    )
+    # Whoever gets from me exactly what I get from it, every time, in a communicator whose every
+    # rank I send to, is me: nobody else's share agrees once the routing is uneven.
+    peers = per_peer.group_by("process", "communicator", "peer").agg(
+        same=(pl.col("sent") == pl.col("received")).all() & pl.col("sends").any()
+    )
+    reach = peers.group_by("process", "communicator").agg(
+        complete=pl.col("peer").n_unique() == pl.col("peer").max() + 1,
+        likely=pl.col("same").sum(),
+        highest=pl.col("peer").max(),
+    )
+    facts = per_process.join(reach, on=["process", "communicator"])
+    # Two neighbours of a pipeline look like two ranks that include oneself only if they are 0 and
+    # 1 in this order; torch's all-to-all goes through the ranks upwards.
+    facts = facts.with_columns(
+        with_self=pl.col("complete")
+        & pl.col("several")
+        & pl.col("ascending")
+        & (pl.col("likely") > 0)
+    ).with_columns(all_to_all=pl.col("many") | pl.col("with_self"))
+    all_to_all = facts.filter("all_to_all")["communicator"].unique()
+    candidates = (
+        peers.filter("same")
+        .join(
+            facts.filter(pl.col("with_self") | (pl.col("many") & pl.col("complete"))),
+            on=["process", "communicator"],
+            how="semi",
+        )
+        .select("process", "communicator", "peer")
+    )
+    selves = (
+        candidates.group_by("process", "communicator")
+        .agg(self_rank=pl.col("peer").first(), several=pl.len())
+        .filter(pl.col("several") == 1)
+        .select("process", "communicator", "self_rank")
+    )
+    told = inits.group_by("communicator").agg(group_size=pl.col("rank_count").max())
+    reached = (
+        facts.filter("all_to_all")
+        .group_by("communicator")
+        .agg(group_size=pl.col("highest").max() + 1)
+    )
+    # No payload of a collective names the size of its communicator. Where the capture missed its
+    # creation, the processes that use it are the best guess, and it is said so.
+    used = (
+        known.filter(~(sends | receives))
+        .group_by("communicator")
+        .agg(group_size=pl.col("process").n_unique().cast(pl.Int64))
+        .filter(pl.col("group_size") > 1)
+    )
+    reached = reached.join(told, on="communicator", how="anti")
+    used = used.join(told, on="communicator", how="anti").join(
+        reached, on="communicator", how="anti"
+    )
+    return _Communicators(
+        sizes=pl.concat([told, reached, used]),
+        all_to_all=all_to_all,
+        selves=selves,
+        candidates=candidates,
+        assumed=used.height,
+    )
+
+
+# --- bytes and kinds --------------------------------------------------------------------------
+
+
+def _total(column: str) -> pl.Expr:
+    """The sum of `column`, null if any part of it is unknown."""
+    return pl.when(pl.col(column).null_count() == 0).then(pl.col(column).sum())
+
+
+def _per_operation(operations: pl.DataFrame, found: _Communicators) -> pl.DataFrame:
+    """Adds group_size, sent, received and own bytes to each operation (null: unknown)."""
+    kind, size = pl.col("kind"), pl.col("size")
+    everyone = pl.when(pl.col("group_size") <= _LARGEST_MESSAGE_BYTES // 2**30).then(
+        size * pl.col("group_size")
+    )
+    zero = pl.lit(0, dtype=pl.Int64)
+    self_bytes = (
+        operations.join(found.candidates, on=["process", "communicator", "peer"], how="semi")
+        .filter(pl.col("name") == "ncclSend")
+        .group_by("process", "batch", "communicator")
+        .agg(own=pl.when(pl.col("size").n_unique() == 1).then(pl.col("size").first()))
+    )
+    return (
+        operations.join(found.sizes, on="communicator", how="left", maintain_order="left")
+        .join(
+            self_bytes,
+            on=["process", "batch", "communicator"],
+            how="left",
+            maintain_order="left",
+        )
+        .with_columns(
+            sent=pl.when(pl.col("name") == "ncclRecv")
+            .then(zero)
+            .when(kind.is_in([int(CollectiveKind.ALL_TO_ALL), int(CollectiveKind.REDUCE_SCATTER)]))
+            .then(everyone)
+            .when(kind != int(CollectiveKind.SCATTER))
+            .then(size),
+            received=pl.when(pl.col("name") == "ncclSend")
+            .then(zero)
+            .when(kind.is_in([int(CollectiveKind.ALL_TO_ALL), int(CollectiveKind.ALL_GATHER)]))
+            .then(everyone)
+            .when(kind != int(CollectiveKind.GATHER))
+            .then(size),
+            own_part=pl.when(
+                kind.is_in(
+                    [
+                        int(CollectiveKind.ALL_TO_ALL),
+                        int(CollectiveKind.ALL_GATHER),
+                        int(CollectiveKind.REDUCE_SCATTER),
+                    ]
+                )
+            ).then(size),
+        )
+    )
+
+
+def _per_launch(operations: pl.DataFrame, found: _Communicators) -> pl.DataFrame:
+    """One row per batch and communicator: what one launch of NCCL does."""
+    sends, receives = pl.col("name") == "ncclSend", pl.col("name") == "ncclRecv"
+    detailed = _per_operation(operations, found)
+    message = int(CollectiveKind.SEND_RECV)
+    launches = detailed.group_by("batch", "communicator").agg(
+        operations=pl.len(),
+        kind=pl.when(pl.col("kind").n_unique() == 1).then(pl.col("kind").first()).otherwise(0),
+        group_size=pl.col("group_size").first(),
+        sent=_total("sent"),
+        received=_total("received"),
+        own=pl.when((pl.col("kind") == message).all())
+        .then(pl.col("own").first())
+        .otherwise(_total("own_part")),
+        sends=sends.sum(),
+        receives=receives.sum(),
+        peers=pl.col("peer").filter(pl.col("peer") >= 0).n_unique(),
+    )
+    named = pl.col("communicator") != _NO_COMMUNICATOR
+    most = pl.max_horizontal("sends", "receives")
+    by_count = (
+        # Without payloads only the number of messages is known.
+        pl.when((pl.col("sends") > _FEW_PEERS) & (pl.col("receives") > _FEW_PEERS))
+        .then(int(CollectiveKind.ALL_TO_ALL))
+        .when(most <= 1)
+        .then(message)
+        .otherwise(int(CollectiveKind.UNKNOWN))
+    )
+    by_peers = (
+        pl.when(pl.col("communicator").is_in(found.all_to_all.to_list()))
+        .then(int(CollectiveKind.ALL_TO_ALL))
+        .when(pl.col("peers") <= _FEW_PEERS)
+        .then(message)
+        .when(pl.col("receives") == 0)
+        .then(int(CollectiveKind.SCATTER))
+        .when(pl.col("sends") == 0)
+        .then(int(CollectiveKind.GATHER))
+        .otherwise(int(CollectiveKind.ALL_TO_ALL))
+    )
+    return launches.with_columns(
+        kind=pl.when(pl.col("kind") != message)
+        .then("kind")
+        .when(named)
+        .then(by_peers)
+        .otherwise(by_count)
+        .cast(pl.UInt8)
+    )
+
+
+# --- pairing with GPU work ----------------------------------------------------------------------
+
+
+def _launched(rank: RankLaunches, scopes: pl.DataFrame) -> pl.DataFrame:
+    """The activities launched inside a scope: activity, batch, stream, is_copy, bytes."""
+    call = rank.activities["call"].to_numpy()
+    kind = rank.activities["kind"].to_numpy()
+    copy_kind = rank.activities["copy_kind"].to_numpy()
+    is_copy = (kind == ActivityKind.MEMCPY) & np.isin(
+        copy_kind, [CopyKind.DEVICE_TO_DEVICE, CopyKind.PEER_TO_PEER]
+    )
+    rows = np.flatnonzero((call != NONE) & (is_copy | (kind == ActivityKind.KERNEL)))
+    launched_at = rank.calls["start_ns"].to_numpy()[call[rows]]
+    thread = rank.calls["tid"].to_numpy()[call[rows]]
+    batch = np.full(len(rows), NONE, dtype=np.int64)
+    for (tid,), scope in scopes.sort("start_ns").group_by("tid", maintain_order=True):
+        mine = np.flatnonzero(thread == tid)
+        if not len(mine):
+            continue
+        place = np.searchsorted(scope["start_ns"].to_numpy(), launched_at[mine], side="right") - 1
+        inside = (place >= 0) & (launched_at[mine] < scope["end_ns"].to_numpy()[place])
+        batch[mine[inside]] = scope["batch"].to_numpy()[place[inside]]
+    found = np.flatnonzero(batch != NONE)
+    return pl.DataFrame(
+        {
+            "activity": rows[found],
+            "batch": batch[found],
+            "launched_at": launched_at[found],
+            "is_copy": is_copy[rows[found]],
+        }
+    ).with_columns(
+        stream=rank.activities["stream"].gather(rows[found].tolist()),
+        bytes=rank.activities["bytes"].gather(rows[found].tolist()),
+    )
+
+
+def _paired(launched: pl.DataFrame, launches: pl.DataFrame) -> pl.DataFrame:
+    """`launched` joined with the launch of its communicator, one row per activity."""
+    copies = launched.filter("is_copy")
+    kernels = launched.filter(~pl.col("is_copy")).drop("is_copy", "bytes")
+    copies = copies.join(kernels, on="batch", how="anti")
+    launches = launches.with_columns(
+        communicators=pl.len().over("batch"),
+        # NCCL orders the communicators of a group by their hash, which is unsigned.
+        place=pl.col("communicator").reinterpret(signed=False).rank("ordinal").over("batch") - 1,
+    )
+    kernels = kernels.sort("launched_at", "activity").with_columns(
+        kernels=pl.len().over("batch"),
+        place=pl.int_range(pl.len(), dtype=pl.UInt32).over("batch"),
+    )
+    single = kernels.join(launches.filter(pl.col("communicators") == 1).drop("place"), on="batch")
+    shared = launches.filter(pl.col("communicators") > 1)
+    pairs = [_spread(single)]
+    if shared.height:
+        pairs.append(_spread(_paired_in_shared_batches(kernels, shared, single)))
+    engine = copies.join(launches.filter(pl.col("communicators") == 1), on="batch").filter(
+        pl.col("kind").is_in([int(kind) for kind in _COPY_ENGINE_KINDS])
+        & (pl.col("group_size").fill_null(0) != 1)
+    )
+    unknown = pl.lit(None, dtype=pl.Int64)
+    pairs.append(engine.with_columns(sent=pl.col("bytes"), received=unknown, own=unknown))
+    columns = ["activity", "kind", "communicator", "group_size", "sent", "received", "own"]
+    return pl.concat([pair.select(columns) for pair in pairs]).sort("activity")
+
+
+def _paired_in_shared_batches(
+    kernels: pl.DataFrame, shared: pl.DataFrame, single: pl.DataFrame
+) -> pl.DataFrame:
+    """Kernels of batches with several communicators, which launch one kernel for each.
+
+    A stream that elsewhere serves one communicator names it; else the order does.
+    """
+    learned = (
+        single.group_by("stream")
+        .agg(communicator=pl.col("communicator").first(), several=pl.col("communicator").n_unique())
+        .filter(pl.col("several") == 1)
+        .select("stream", "communicator")
+    )
+    mine = kernels.join(shared.select("batch").unique(), on="batch", how="semi")
+    by_stream = mine.join(learned, on="stream").join(
+        shared.drop("place"), on=["batch", "communicator"]
+    )
+    complete = (
+        by_stream.group_by("batch").agg(done=pl.len() == pl.col("kernels").first()).filter("done")
+    )
+    by_stream = by_stream.join(complete, on="batch", how="semi")
+    rest = mine.join(complete, on="batch", how="anti")
+    by_order = rest.join(shared, on=["batch", "place"]).filter(
+        pl.col("kernels") == pl.col("communicators")
+    )
+    pairs = pl.concat([by_stream, by_order.select(by_stream.columns)])
+    return pairs.with_columns(kernels=pl.len().over("batch", "communicator"))
+
+
+def _spread(pairs: pl.DataFrame) -> pl.DataFrame:
+    """Bytes are known per launch: where it took several kernels, no kernel's share is."""
+    alone = pl.col("kernels") == 1
+    return pairs.with_columns(
+        pl.when(alone).then(pl.col(column)) for column in ("sent", "received", "own")
+    )
+
+
+def collectives(
+    ranks: Sequence[RankLaunches],
+    layouts: Mapping[int, Layout],
+    name_code: Callable[[str], int],
+) -> Collectives:
+    """The collectives of each rank, in the order of `ranks`.
+
+    `name_code` turns a communicator's name into the code of a name of the trace.
+    """
+    nothing = tuple(_SCHEMA.to_frame() for _ in ranks)
+    batches: dict[int, _Batches] = {}
+    next_batch = 0
+    for rank in ranks:
+        if rank.nccl is None or rank.process in batches:
+            continue
+        found = _batches(rank.process, rank.nccl, layouts, next_batch)
+        batches[rank.process] = found
+        last = [frame["batch"].max() for frame in (found.operations, found.scopes)]
+        next_batch = max([next_batch, *(int(one) + 1 for one in last if one is not None)])  # type: ignore[arg-type]
+    if not batches:
+        return Collectives(nothing)
+    operations = pl.concat([batch.operations for batch in batches.values()])
+    inits = pl.concat([batch.inits for batch in batches.values()])
+    communicators = _communicators(operations, inits)
+    launches = _per_launch(operations, communicators)
+    launched = [
+        _launched(rank, batches[rank.process].scopes) if rank.process in batches else None
+        for rank in ranks
+    ]
+    launches = _without_shared_bytes(ranks, launched, launches)
+    unique = sorted(set(operations["communicator"].to_list()))
+    codes = {one: name_code(communicator_name(one)) for one in unique}
+    tables = tuple(
+        _SCHEMA.to_frame()
+        if one is None
+        else _as_table(_paired(one, launches), codes, name_code(""))
+        for one in launched
+    )
+    numbers, world = _rank_numbers(ranks, inits, communicators)
+    return Collectives(tables, numbers, world, _issues(batches, operations, communicators))
+
+
+def communicator_name(communicator: int) -> str:
+    """How a communicator is called; empty if it is not known."""
+    if communicator == _NO_COMMUNICATOR:
+        return ""
+    return f"comm-{communicator & 0xFFFFFFFFFFFFFFFF:016x}"
+
+
+def _without_shared_bytes(
+    ranks: Sequence[RankLaunches], launched: Sequence[pl.DataFrame | None], launches: pl.DataFrame
+) -> pl.DataFrame:
+    """Forget the bytes of batches on several devices of a process: whose they are is not known."""
+    processes = [rank.process for rank in ranks]
+    parts = [
+        one.select("batch").unique()
+        for rank, one in zip(ranks, launched, strict=True)
+        if one is not None and processes.count(rank.process) > 1
+    ]
+    if not parts:
+        return launches
+    batches = pl.concat(parts).group_by("batch").len().filter(pl.col("len") > 1)["batch"]
+    shared = pl.col("batch").is_in(batches.to_list())
+    return launches.with_columns(
+        pl.when(~shared).then(pl.col(column)) for column in ("sent", "received", "own")
+    )
+
+
+def _as_table(pairs: pl.DataFrame, codes: Mapping[int, int], no_text: int) -> pl.DataFrame:
+    def known(column: str) -> pl.Expr:
+        return pl.col(column).fill_null(NONE)
+
+    return pairs.select(
+        activity="activity",
+        kind="kind",
+        group=pl.col("communicator").replace_strict(codes, default=no_text, return_dtype=pl.UInt32),
+        description=pl.lit(no_text, dtype=pl.UInt32),
+        group_size=known("group_size"),
+        bytes_sent=known("sent"),
+        bytes_received=known("received"),
+        bytes_self=known("own"),
+        in_splits=pl.lit([], dtype=pl.List(pl.Int64)),
+        out_splits=pl.lit([], dtype=pl.List(pl.Int64)),
+    ).cast(_SCHEMA)
+
+
+def _rank_numbers(
+    ranks: Sequence[RankLaunches], inits: pl.DataFrame, found: _Communicators
+) -> tuple[tuple[int, ...] | None, int | None]:
+    """Rank numbers from the largest communicator that holds all of `ranks`, and its size."""
+    processes = [rank.process for rank in ranks]
+    one_device_each = len(set(processes)) == len(processes)
+    if inits.height:
+        size = int(inits["rank_count"].max())  # type: ignore[arg-type]
+        largest = inits.filter(pl.col("rank_count") == size)
+        # The first of several equally large ones that numbers every rank differently.
+        for (_,), group in largest.group_by("communicator", maintain_order=True):
+            numbers = dict(group.select("process", "rank").iter_rows())
+            chosen = tuple(numbers.get(process, NONE) for process in processes)
+            if one_device_each and min(chosen) >= 0 and len(set(chosen)) == len(chosen):
+                return chosen, size
+        return None, size
+    # A communicator of exactly the ranks of this report, whose own numbers could be learned.
+    whole = found.sizes.filter(pl.col("group_size") == len(processes))["communicator"]
+    for (_,), group in (
+        found.selves.filter(pl.col("communicator").is_in(whole.to_list()))
+        .sort("communicator")
+        .group_by("communicator", maintain_order=True)
+    ):
+        numbers = dict(group.select("process", "self_rank").iter_rows())
+        chosen = tuple(numbers.get(process, NONE) for process in processes)
+        if one_device_each and sorted(chosen) == list(range(len(processes))):
+            return chosen, None
+    return None, None
+
+
+def _issues(
+    batches: Mapping[int, _Batches], operations: pl.DataFrame, found: _Communicators
+) -> tuple[CaptureIssue, ...]:
+    issues: list[CaptureIssue] = []
+    missing = sum(batch.without_payload for batch in batches.values())
+    if missing:
+        issues.append(
+            CaptureIssue(
+                "nccl-payload-missing",
+                Severity.WARNING,
+                f"{missing} of {operations.height} NCCL calls carry no sizes or communicators;"
+                " export the report with nsys export --include-blobs=true",
+                missing,
+            )
+        )
+    if found.assumed:
+        issues.append(
+            CaptureIssue(
+                "communicator-size-assumed",
+                Severity.INFO,
+                f"the creation of {found.assumed} communicators is not in the capture: each is"
+                " taken to have as many ranks as this report has users of it",
+                found.assumed,
+            )
+        )
+    return tuple(issues)

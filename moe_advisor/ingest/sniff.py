@@ -1,0 +1,163 @@
+"""Recognises an input by what is in it, whatever its name."""
+
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+from moe_advisor.errors import InputError
+from moe_advisor.privacy import display_name
+
+HEAD_BYTES = 1 << 16  # enough for any trace with its metadata in the usual place
+SEARCH_LIMIT_BYTES = 64 << 20  # how far into a JSON object its kind is looked for
+KERNEL_TABLE = "CUPTI_ACTIVITY_KIND_KERNEL"
+
+SQLITE_MAGIC = b"SQLite format 3\x00"
+REPORT_MAGIC = b"NVIDIA Tegra Profiler Report "
+STREAM_MAGIC = b"NVIDIA Nsight Systems Stream "  # .qdstrm: raw data that is not a report yet
+GZIP_MAGIC = b"\x1f\x8b"
+_OTHERS = (
+    (b"PK\x03\x04", "a zip archive"),
+    (b"\xfd7zXZ\x00", "an xz file"),
+    (b"\x28\xb5\x2f\xfd", "a zstd file"),
+    (b"BZh", "a bzip2 file"),
+    (b"PAR1", "a single parquet file; give the folder of the parquet export"),
+    (b"\x89HDF\r\n", "an HDF5 file"),
+    (b"ARROW1", "an Arrow file"),
+    (b"\x7fELF", "a program"),
+    (b"%PDF", "a PDF file"),
+    (b"<", "an HTML or XML file"),
+)
+ACCEPTED = (
+    "accepted are Nsight Systems exports (.sqlite, .nsys-rep, a parquet folder), torch profiler "
+    "traces (.json, .json.gz) and moe-advisor results"
+)
+
+_NSYS_TABLES = (
+    "StringIds",
+    "META_DATA_EXPORT",
+    "EXPORT_META_DATA",
+    "NVTX_EVENTS",
+    "TARGET_INFO_SESSION_START_TIME",
+)
+_RESULT = re.compile(rb'"schema"\s*:\s*"moe-advisor/result"')
+
+
+def detect(path: Path) -> str:
+    """The format of `path`: nsys-sqlite, nsys-rep, nsys-parquet, kineto or result.
+
+    Raises InputError that says what was found and what is accepted.
+    """
+    name = display_name(path)
+    try:
+        mode = path.stat().st_mode
+        if stat.S_ISDIR(mode):
+            if is_parquet_folder(path):
+                return "nsys-parquet"
+            raise InputError(f"{name}: a folder without a parquet export; {ACCEPTED}")
+        if not stat.S_ISREG(mode):
+            raise InputError(f"{name}: not a regular file; save the trace to a file first")
+        with path.open("rb") as stream:
+            head = stream.read(HEAD_BYTES)
+    except OSError as error:
+        raise InputError(f"{name}: can't be read: {_reason(error)}") from error
+    except ValueError as error:  # a name with a zero byte
+        raise InputError(f"{name}: not a file name") from error
+    if not head:
+        raise InputError(f"{name}: the file is empty")
+    if head.startswith(SQLITE_MAGIC):
+        return _sqlite(path, name)
+    if head.startswith(REPORT_MAGIC):
+        return "nsys-rep"
+    if STREAM_MAGIC in head[:64]:
+        raise InputError(
+            f"{name}: raw Nsight Systems data (.qdstrm), not a report; convert it with "
+            f"QdstrmImporter -i first"
+        )
+    packed = head.startswith(GZIP_MAGIC)
+    for magic, what in _OTHERS:
+        if head.startswith(magic):
+            raise InputError(f"{name}: {what}; {ACCEPTED}")
+    found = _json(path, packed)
+    if found is None:
+        what = "gzip data that holds no trace" if packed else _describe(head)
+        raise InputError(f"{name}: {what}; {ACCEPTED}")
+    return found
+
+
+def is_parquet_folder(path: Path) -> bool:
+    """Whether `path` is the folder of a parquet export."""
+    try:
+        if (path / f"{KERNEL_TABLE}.parquet").is_file():
+            return True
+        return path.name.endswith("_pqtdir") and any(path.glob("*.parquet"))
+    except OSError:
+        return False
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or type(error).__name__
+
+
+def _sqlite(path: Path, name: str) -> str:
+    import sqlite3
+
+    beside = any(path.with_name(path.name + end).exists() for end in ("-wal", "-journal"))
+    query = "mode=ro" if beside else "mode=ro&immutable=1"
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?{query}", uri=True)
+        try:
+            connection.execute("PRAGMA query_only=ON")
+            connection.execute("PRAGMA trusted_schema=OFF")
+            tables = {
+                row[0]
+                for row in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")
+            }
+        finally:
+            connection.close()
+    except sqlite3.Error as error:
+        raise InputError(
+            f"{name}: a damaged SQLite database ({error}); export the report again"
+        ) from error
+    if any(table in tables for table in _NSYS_TABLES) or any(
+        str(table).startswith("CUPTI_ACTIVITY_KIND_") for table in tables
+    ):
+        return "nsys-sqlite"
+    raise InputError(f"{name}: a SQLite database, but not an Nsight Systems export; {ACCEPTED}")
+
+
+def _describe(head: bytes) -> str:
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if text.startswith((b"{", b"[")):
+        return "JSON, but no trace and no result"
+    if b"\x00" in head:
+        return "binary data of an unknown kind"
+    return "text that is not JSON"
+
+
+def _json(path: Path, packed: bool) -> str | None:
+    """Kineto or result; looks further into the file where its beginning does not tell."""
+    from moe_advisor.ingest import kineto
+    from moe_advisor.ingest.json_stream import head_chunks
+
+    text = b""
+    wanted = HEAD_BYTES
+    try:
+        for chunk in head_chunks(path, packed=packed):
+            text += chunk
+            if len(text) < wanted:
+                continue
+            if (found := _json_kind(text, kineto.sniff)) is not None:
+                return found
+            if text.lstrip()[:1] != b"{" or len(text) > SEARCH_LIMIT_BYTES:
+                return None
+            wanted = 4 * len(text)
+    except (OSError, InputError):
+        pass
+    return _json_kind(text, kineto.sniff)
+
+
+def _json_kind(text: bytes, is_trace: Callable[[bytes], bool]) -> str | None:
+    if text.lstrip().startswith(b"{") and _RESULT.search(text):
+        return "result"
+    return "kineto" if is_trace(text) else None
