@@ -1,8 +1,8 @@
 """The main job: inputs in, one result out."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -19,7 +19,7 @@ from moe_advisor.measure.rank import MeasuredRank, measure_rank
 from moe_advisor.measure.registry import METRICS
 from moe_advisor.measure.summary import NS_PER_MS, Summary, summarise
 from moe_advisor.measure.timeline import timeline
-from moe_advisor.model import CaptureIssue, InputInfo, LoadedInput, Severity
+from moe_advisor.model import CaptureIssue, InputInfo, LoadedInput, RankTrace, Severity
 from moe_advisor.privacy import safe_text
 from moe_advisor.result import (
     Capture,
@@ -41,6 +41,9 @@ from moe_advisor.walls import judge
 PARALLEL_INPUTS = 8
 """From this number of files on, each is read in a process of its own: below it, starting the
 processes costs more than they save."""
+
+PARALLEL_ACTIVITIES = 200_000
+"""From this many GPU activities on, the ranks of one input are measured in threads."""
 
 NAME_LIMIT = 160
 """Characters of a kernel or range name that a result keeps."""
@@ -129,7 +132,7 @@ def measure(paths: Sequence[str], options: Options, progress: Progress | None = 
         tuple(_renamed(one.info, measured, numbered) for one in loaded),
         tuple(m.partial for m in kept),
         kept,
-        timeline(shown, taxonomy.load(_path(options.taxonomy))) if shown else None,
+        timeline(shown) if shown else None,
         (*(issue for one in loaded for issue in one.issues), *issues),
     )
 
@@ -147,10 +150,18 @@ def _load(path: Path, kind: str, options: Options) -> LoadedInput:
     return sources.load(path, kind, **extra)
 
 
-def _measure_ranks(one: LoadedInput, options: Options) -> Iterator[MeasuredRank]:
+def _measure_ranks(one: LoadedInput, options: Options) -> list[MeasuredRank]:
+    """The ranks of one input; large ones side by side, since numpy sorts without the lock."""
     names = taxonomy.load(_path(options.taxonomy))
-    for rank in one.ranks:
-        yield measure_rank(rank, names, step_pattern=options.step_pattern, steps=options.steps)
+
+    def measured(rank: RankTrace) -> MeasuredRank:
+        return measure_rank(rank, names, step_pattern=options.step_pattern, steps=options.steps)
+
+    rows = sum(len(rank.activities) for rank in one.ranks)
+    if len(one.ranks) < 2 or rows < PARALLEL_ACTIVITIES:
+        return [measured(rank) for rank in one.ranks]
+    with ThreadPoolExecutor(min(options.jobs or os.cpu_count() or 1, len(one.ranks))) as pool:
+        return list(pool.map(measured, one.ranks))
 
 
 def _work(path: Path, kind: str, options: Options) -> tuple[InputInfo, tuple[CaptureIssue, ...], list[RankPartial]]:
@@ -199,10 +210,9 @@ def _in_processes(
     lowest = min(kept, key=lambda partial: partial.rank, default=None)
     if lowest is not None:
         at = next(i for i, info in enumerate(infos) if lowest.rank in info.ranks)
-        names = taxonomy.load(_path(options.taxonomy))
         one = _load(found[at], kinds[at], options)
         same = [m for m in _measure_ranks(one, options) if m.partial.rank == lowest.rank]
-        drawn = timeline(same[0], names) if same else None
+        drawn = timeline(same[0]) if same else None
     return Measured(tuple(infos), kept, (), drawn, (*issues, *more_issues))
 
 

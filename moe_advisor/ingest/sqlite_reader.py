@@ -233,9 +233,13 @@ class SqliteSource:
         if any(name.lower() == "rowid" for name in self.columns(table)):
             return None
         try:
-            low, high = self._plain.execute(
-                f"SELECT min(rowid), max(rowid) FROM {quoted(table)}"  # noqa: S608
-            ).fetchone()
+            # Two queries: asked together, SQLite scans the whole table for them.
+            low, high = (
+                self._plain.execute(
+                    f"SELECT {end}(rowid) FROM {quoted(table)}"  # noqa: S608
+                ).fetchone()[0]
+                for end in ("min", "max")
+            )
         except sqlite3.OperationalError:  # WITHOUT ROWID
             return None
         if not isinstance(low, int) or not isinstance(high, int):

@@ -6,8 +6,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from moe_advisor.intervals import EMPTY, Intervals, merge, union
-from moe_advisor.model import ActivityKind, CopyKind, RankTrace
+from moe_advisor.intervals import Intervals, merge, union
+from moe_advisor.model import NONE, ActivityKind, CopyKind, RankTrace
 from moe_advisor.roles.assign import RoleTable
 from moe_advisor.roles.taxonomy import Taxonomy
 
@@ -65,6 +65,30 @@ def host_calls(rank: RankTrace, roles: RoleTable, taxonomy: Taxonomy) -> HostCal
     )
 
 
+def next_issue_ns(
+    starts: NDArray[np.int64], issued: NDArray[np.int64], at: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """When the activity that starts at each of `at` was issued; NONE where its launch is unknown.
+
+    `starts` is sorted. Of several that start together the one issued first counts.
+    """
+    low = np.searchsorted(starts, at)
+    high = np.searchsorted(starts, at, side="right")
+    found = issued[low]
+    for tie in np.flatnonzero(high - low > 1).tolist():
+        found[tie] = issued[low[tie] : high[tie]].min()
+    return found
+
+
+def issue_times(rank: RankTrace) -> NDArray[np.int64]:
+    """Per activity, when its launch call began; NONE where that is unknown."""
+    call = rank.activities["call"].to_numpy()
+    call_start = rank.calls["start_ns"].to_numpy()
+    if not len(call_start):
+        return np.full(len(call), NONE, np.int64)
+    return np.where(call >= 0, call_start[np.maximum(call, 0)], NONE)
+
+
 @dataclass(frozen=True)
 class Idle:
     """Device idle time inside the steps, as disjoint sets (ns)."""
@@ -82,13 +106,9 @@ def divide_idle(rank: RankTrace, busy: Intervals, span: Intervals, calls: HostCa
     the last step, with nothing launched any more, is the host's too.
     """
     starts = rank.activities["start_ns"].to_numpy()
-    call = rank.activities["call"].to_numpy()
-    call_start = rank.calls["start_ns"].to_numpy()
     gap_start, gap_end = busy.ends[:-1], busy.starts[1:]
-    following = np.searchsorted(starts, gap_end)
-    launch = call[following] if len(following) else np.empty(0, np.int64)
-    by_host = launch >= 0
-    by_host[by_host] = call_start[launch[by_host]] > gap_start[by_host]
+    issued_at = next_issue_ns(starts, issue_times(rank), gap_end)
+    by_host = (issued_at != NONE) & (issued_at > gap_start)
     host = union(gap_start[by_host], gap_end[by_host])
     if len(busy) and len(span):
         tail = union([busy.ends[-1]], [max(int(span.ends[-1]), int(busy.ends[-1]))])
@@ -109,40 +129,23 @@ def divide_idle(rank: RankTrace, busy: Intervals, span: Intervals, calls: HostCa
     return Idle(host, idle - host, causes, after)
 
 
-def starved_and_issued(
+def starved_launches(
     rank: RankTrace, compute_rows: NDArray[np.bool_], compute: Intervals, span: Intervals
-) -> tuple[Intervals, Intervals]:
-    """Divides the compute-absent time of `span`: before and after the next kernel was issued.
+) -> Intervals:
+    """When no compute kernel runs and the next one had not been issued yet, inside `span`.
 
     A kernel without a known launch counts as issued. After the last kernel nothing was issued.
     """
-    absent = span - compute
-    if not len(compute):
-        return absent, EMPTY
+    if not len(compute) or not len(span):
+        return span
     rows = np.flatnonzero(compute_rows)
     starts = rank.activities["start_ns"].to_numpy()[rows]
-    call = rank.activities["call"].to_numpy()[rows]
-    call_start = rank.calls["start_ns"].to_numpy()
-    gap_start, gap_end = compute.ends[:-1], compute.starts[1:]
-    launch = call[np.searchsorted(starts, gap_end)] if len(gap_end) else np.empty(0, np.int64)
-    issued_at = np.where(
-        launch >= 0, call_start[np.maximum(launch, 0)] if len(call_start) else 0, gap_start
-    )
-    until = np.clip(issued_at, gap_start, gap_end)
-    tail_end = max(int(span.ends[-1]), int(compute.ends[-1])) if len(span) else 0
-    first = int(compute.starts[0])
-    head_launch = call[np.searchsorted(starts, [first])[0]]
-    head_until = int(call_start[head_launch]) if head_launch >= 0 else 0
-    head_start = min(int(span.starts[0]), first) if len(span) else first
-    starved = merge(
-        [
-            union(gap_start, until),
-            union([compute.ends[-1]], [tail_end]),
-            union([head_start], [min(max(head_until, head_start), first)]),
-        ]
-    )
-    starved = starved & absent
-    return starved, absent - starved
+    gap_start = np.concatenate([[min(int(span.starts[0]), int(compute.starts[0]))], compute.ends])
+    last_end = max(int(span.ends[-1]), int(compute.ends[-1]))
+    gap_end = np.concatenate([compute.starts, [last_end]])
+    issued_at = next_issue_ns(starts, issue_times(rank)[rows], gap_end[:-1])
+    issued_at = np.concatenate([np.where(issued_at == NONE, gap_start[:-1], issued_at), [last_end]])
+    return union(gap_start, np.clip(issued_at, gap_start, gap_end))
 
 
 def idle_detail(

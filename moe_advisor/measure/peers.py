@@ -19,6 +19,8 @@ WAITING_FAMILIES = (Family.EP, Family.DP, Family.TP, Family.CP)
 """Families whose collectives all participants leave together. A pipeline receive does not end
 with its sender's last kernel, so its waiting is the bubble's business."""
 
+_FAMILY_OF = np.asarray([role.family for role in Role], dtype=object)
+
 UNEVEN_TOKENS = 1.05
 """From this max / mean of received tokens on, extra compute of the late rank is imbalance: forced
 balance measures 1.000, natural routing on two ranks up to 1.05."""
@@ -120,7 +122,7 @@ def _groups(partials: Sequence[RankPartial]) -> dict[str, list[_Member]]:
     found: dict[str, list[_Member]] = defaultdict(list)
     for partial in sorted(partials, key=lambda one: one.rank):
         table = partial.collectives
-        families = np.asarray([Role(role).family for role in table.role], dtype=object)
+        families = _FAMILY_OF[table.role]
         names = np.asarray(
             [
                 partial.group_names[group] if group >= 0 else f"family:{family}"
@@ -178,7 +180,7 @@ def _match_step(
         assert one.wait_ends_ns is not None and one.matched is not None
         one.wait_ends_ns[at] += wait[position]
         one.matched[at] = True
-        families = np.asarray([Role(r).family for r in tables[position].role[at]], dtype=object)
+        families = _FAMILY_OF[tables[position].role[at]]
         for family in WAITING_FAMILIES:
             mine = families == family
             one.transfer[family][number] += int(transfer[mine].sum())

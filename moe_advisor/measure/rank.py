@@ -1,5 +1,6 @@
 """Measures one rank: everything of design.md section 3 that needs no other rank."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,16 +9,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from moe_advisor.intervals import EMPTY, Intervals, merge, union
-from moe_advisor.measure.host import (
-    HostCalls,
-    Idle,
-    divide_idle,
-    host_calls,
-    idle_detail,
-    starved_and_issued,
-)
+from moe_advisor.measure.host import Idle, divide_idle, host_calls, idle_detail, starved_launches
 from moe_advisor.measure.partial import Collectives, PerStep, RankPartial, RolePartial
 from moe_advisor.measure.recompute import find_recompute
+from moe_advisor.measure.states import States, divide
 from moe_advisor.measure.steps import StepWindows, find_steps
 from moe_advisor.model import NONE, ActivityKind, CollectiveKind, CopyKind, RankTrace
 from moe_advisor.roles.assign import RoleTable, assign_roles
@@ -41,6 +36,20 @@ PART_ORDER = (Role.EXPERT_GEMM, *(role for role in COMPUTE if role is not Role.E
 """Which compute role owns an instant in the stacked bar when two run at once."""
 
 
+
+
+def _names(*roles: Role) -> tuple[str, ...]:
+    """The conditions that stand for these roles running."""
+    return tuple(f"role:{role.label}" for role in roles)
+
+
+_FAMILY = {family: _names(*(role for role in Role if role.family is family)) for family in Family}
+_COMPUTE = _FAMILY[Family.COMPUTE]
+_COMM = _names(*COMMUNICATION)
+_COPIES = _FAMILY[Family.COPY]
+_BUSY = _names(*Role)
+
+
 @dataclass(frozen=True)
 class MeasuredRank:
     """A rank's partial together with the tables it came from (for timeline and activity export)."""
@@ -49,6 +58,7 @@ class MeasuredRank:
     trace: RankTrace
     roles: RoleTable
     windows: StepWindows
+    idle: Idle
 
 
 def measure_rank(
@@ -61,7 +71,8 @@ def measure_rank(
     """Everything that one rank's trace alone can tell."""
     roles = assign_roles(rank, taxonomy)
     windows = find_steps(rank, roles, step_pattern, steps)
-    return MeasuredRank(_Measurement(rank, roles, windows, taxonomy).partial(), rank, roles, windows)
+    working = _Measurement(rank, roles, windows, taxonomy)
+    return MeasuredRank(working.partial(), rank, roles, windows, working.idle)
 
 
 class _Measurement:
@@ -86,7 +97,22 @@ class _Measurement:
         self.compute = self.families[Family.COMPUTE]
         self.comm = merge(self.sets[role] for role in COMMUNICATION)
         self.copies = self.families[Family.COPY]
-        self.kernels = merge([self.compute, self.comm])
+        self.calls = host_calls(rank, roles, taxonomy)
+        self.idle = divide_idle(rank, self.busy, self.span, self.calls)
+        self.starved = starved_launches(rank, self.compute_rows, self.compute, self.span)
+        self.recompute = find_recompute(rank, roles)
+        self.states = self._divide()
+
+    def _divide(self) -> States:
+        """Every instant of the steps by what ran and what the host did."""
+        conditions = {f"role:{role.label}": one for role, one in self.sets.items()}
+        conditions |= {f"host:{cause}": one for cause, one in self.idle.by_cause.items()}
+        conditions["after_sync"] = self.idle.after_sync
+        conditions["starved"] = self.starved
+        conditions["recompute"] = self._set(self.recompute.rows)
+        conditions["large_copy"] = self._large_copies()
+        conditions["unfused_attention"] = self._unfused_attention()
+        return divide(conditions, self.windows.start, self.windows.end)
 
     def _step_of(self, times: NDArray[np.int64]) -> NDArray[np.int64]:
         """The step whose window holds each time, or -1."""
@@ -98,23 +124,16 @@ class _Measurement:
     def _set(self, rows: NDArray[np.bool_]) -> Intervals:
         return union(self.start[rows], self.end[rows])
 
-    def _per_step(self, one: Intervals) -> PerStep:
-        return one.within(self.windows.start, self.windows.end)
-
     def _count(self, rows: NDArray[np.bool_]) -> NDArray[np.float64]:
         inside = self.step[rows & (self.step >= 0)]
         return np.bincount(inside, minlength=len(self.windows)).astype(np.float64)
 
     def partial(self) -> RankPartial:
         rank, windows = self.rank, self.windows
-        calls = host_calls(rank, self.roles, self.taxonomy)
-        idle = divide_idle(rank, self.busy, self.span, calls)
-        starved, issued = starved_and_issued(rank, self.compute_rows, self.compute, self.span)
-        recompute = find_recompute(rank, self.roles)
         not_measured: dict[str, str] = {}
-        if recompute.reason:
-            not_measured["recompute_ms"] = recompute.reason
-        times = self._times(idle, starved, issued, recompute.rows)
+        if self.recompute.reason:
+            not_measured["recompute_ms"] = self.recompute.reason
+        times = self._times()
         slowdown = self._overlap_slowdown()
         if slowdown is None:
             not_measured["overlap_slowdown_ms"] = (
@@ -122,7 +141,6 @@ class _Measurement:
             )
         else:
             times["overlap_slowdown"] = slowdown
-        collectives = self._collectives(idle)
         self._not_measured_behind_graphs(not_measured)
         return RankPartial(
             rank=rank.rank,
@@ -138,21 +156,24 @@ class _Measurement:
             window_start_ns=windows.start,
             step_ns=windows.end - windows.start,
             times_ns=times,
-            counts=self._counts(calls),
-            parts_ns=self._parts(idle),
+            counts=self._counts(),
+            parts_ns=self._parts(),
             roles=self._roles(),
-            collectives=collectives,
+            collectives=self._collectives(),
             group_names=rank.names,
             ep_exposed=(self.families[Family.EP] - self.compute) & self.span,
-            absent_ns=self._absent(starved, issued),
+            absent_ns=self._absent(),
             idle_ns={
-                **{cause: one.total for cause, one in idle.by_cause.items()},
-                "dependency": idle.dependency.total,
+                **{
+                    cause: int(self.states.time([f"host:{cause}"]).sum())
+                    for cause in self.idle.by_cause
+                },
+                "dependency": int(times["dependency_idle"].sum()),
             },
-            idle_detail=idle_detail(rank, idle, self.taxonomy),
+            idle_detail=idle_detail(rank, self.idle, self.taxonomy),
             unclassified=self._unclassified(),
             memory_peak_bytes=self._memory_peak(),
-            facts=self._facts(recompute.rows),
+            facts=self._facts(self.recompute.rows),
             environment=rank.environment,
             not_measured=not_measured,
             issues=rank.issues,
@@ -160,40 +181,40 @@ class _Measurement:
 
     # -------------------------------------------------------------------------------- times
 
-    def _times(
-        self, idle: Idle, starved: Intervals, issued: Intervals, recompute: NDArray[np.bool_]
-    ) -> dict[str, PerStep]:
+    def _times(self) -> dict[str, PerStep]:
+        time, both = self.states.time, self.states.both
         step = self.windows.end - self.windows.start
-        compute = self._per_step(self.compute)
-        ep = self.families[Family.EP]
-        copies_alone = self.copies - self.kernels
+        host = [f"host:{cause}" for cause in self.idle.by_cause]
+        idle = time(lacks=_BUSY)
         times = {
             "step": step,
-            "gpu_busy": self._per_step(self.busy),
-            "gpu_idle": step - self._per_step(self.busy),
-            "compute": compute,
-            "compute_absent": step - compute,
-            "launch_starved": self._per_step(starved),
-            "blocked_by_comm": self._per_step(issued & self.comm),
-            "blocked_by_copy": self._per_step((issued & self.copies) - self.comm),
-            "compute_absent_unresolved": self._per_step((issued - self.comm) - self.copies),
-            "comm": self._per_step(self.comm),
-            "comm_exposed": self._per_step(self.comm - self.compute),
-            "ep_a2a_blocking": self._per_step(issued & ep),
-            "ep_notify": self._per_step(self.sets[Role.EP_NOTIFY]),
-            "host_gap": self._per_step(idle.host),
-            "host_gap_after_sync": self._per_step(idle.after_sync),
-            "dependency_idle": self._per_step(idle.dependency),
-            "recompute": self._per_step(self._set(recompute)),
-            "memcpy_exposed": self._per_step(copies_alone),
-            "offload_exposed": self._per_step(self._large_copies() - self.compute),
-            "recompute_comm": self._per_step(self._set(recompute) & (self.comm - self.compute)),
-            "recompute_permute": self._per_step(self._set(recompute) & self.sets[Role.PERMUTE]),
+            "gpu_busy": time(_BUSY),
+            "gpu_idle": idle,
+            "compute": time(_COMPUTE),
+            "compute_absent": time(lacks=_COMPUTE),
+            "launch_starved": time(["starved"], lacks=_COMPUTE),
+            "blocked_by_comm": time(_COMM, lacks=(*_COMPUTE, "starved")),
+            "blocked_by_copy": time(_COPIES, lacks=(*_COMPUTE, *_COMM, "starved")),
+            "compute_absent_unresolved": time(lacks=(*_COMPUTE, *_COMM, *_COPIES, "starved")),
+            "comm": time(_COMM),
+            "comm_exposed": time(_COMM, lacks=_COMPUTE),
+            "ep_a2a_blocking": time(_FAMILY[Family.EP], lacks=(*_COMPUTE, "starved")),
+            "ep_notify": time(_names(Role.EP_NOTIFY)),
+            "host_gap": time(host),
+            "host_gap_after_sync": time(["after_sync"]),
+            "dependency_idle": idle - time(host),
+            "recompute": time(["recompute"]),
+            "recompute_comm": both(["recompute"], _COMM, lacks=_COMPUTE),
+            "recompute_permute": both(["recompute"], _names(Role.PERMUTE)),
+            "memcpy_exposed": time(_COPIES, lacks=(*_COMPUTE, *_COMM)),
+            "offload_exposed": time(["large_copy"], lacks=_COMPUTE),
             "permute_comm_bound": self._moved_bytes(),
-            "attention_unfused": self._unfused_attention(),
+            "attention_unfused": time(["unfused_attention"]),
+            "elementwise": time(_names(Role.ELEMENTWISE, Role.CAST_QUANTIZE)),
+            "opaque": time(_FAMILY[Family.OPAQUE]),
         }
-        for cause, one in idle.by_cause.items():
-            times[f"host_gap_{cause}"] = self._per_step(one)
+        for cause in self.idle.by_cause:
+            times[f"host_gap_{cause}"] = time([f"host:{cause}"])
         for family, name in (
             (Family.EP, "ep_a2a"),
             (Family.DP, "dp_collective"),
@@ -202,8 +223,8 @@ class _Measurement:
             (Family.PP, "pp_p2p"),
             (Family.OTHER_COLLECTIVE, "other_collective"),
         ):
-            times[name] = self._per_step(self.families[family])
-            times[f"{name}_exposed"] = self._per_step(self.families[family] - self.compute)
+            times[name] = time(_FAMILY[family])
+            times[f"{name}_exposed"] = time(_FAMILY[family], lacks=_COMPUTE)
         for role in (
             Role.EXPERT_GEMM,
             Role.DENSE_GEMM,
@@ -214,11 +235,7 @@ class _Measurement:
             Role.ACTIVATION,
             Role.OPTIMIZER,
         ):
-            times[role.label] = self._per_step(self.sets[role])
-        times["elementwise"] = self._per_step(
-            merge([self.sets[Role.ELEMENTWISE], self.sets[Role.CAST_QUANTIZE]])
-        )
-        times["opaque"] = self._per_step(self.families[Family.OPAQUE])
+            times[role.label] = time(_names(role))
         return times
 
     def _large_copies(self) -> Intervals:
@@ -240,11 +257,11 @@ class _Measurement:
         np.add.at(total, self.step[rows][payload], np.maximum(moved[payload], 0))
         return total
 
-    def _unfused_attention(self) -> PerStep:
+    def _unfused_attention(self) -> Intervals:
+        """Softmax, masks and dropout of attention, where no fused attention kernel runs."""
         if self.roles.has_nature("attention").any():
-            return np.zeros(len(self.windows), np.int64)
-        rows = self.roles.mask(Role.ATTENTION) & ~self.roles.has_nature("gemm")
-        return self._per_step(self._set(rows))
+            return EMPTY
+        return self._set(self.roles.mask(Role.ATTENTION) & ~self.roles.has_nature("gemm"))
 
     def _overlap_slowdown(self) -> PerStep | None:
         """Extra duration of kernels beside communication against their undisturbed median.
@@ -286,7 +303,7 @@ class _Measurement:
 
     # ------------------------------------------------------------------------- counts, parts
 
-    def _counts(self, calls: HostCalls) -> dict[str, NDArray[np.float64]]:
+    def _counts(self) -> dict[str, NDArray[np.float64]]:
         windows = self.windows
         kernels = self.kind == ActivityKind.KERNEL
         graph = kernels & self.rank.activities["in_graph"].to_numpy()
@@ -298,64 +315,63 @@ class _Measurement:
         return {
             "kernels_per_step": self._count(kernels),
             "graph_kernels": self._count(graph),
-            "syncs_per_step": between(calls.sync_starts),
-            "alloc_retries": between(calls.alloc_frees),
+            "syncs_per_step": between(self.calls.sync_starts),
+            "alloc_retries": between(self.calls.alloc_frees),
             "dtoh_copies": self._count(
                 self.rank.activities["copy_kind"].to_numpy() == CopyKind.DEVICE_TO_HOST
             ),
         }
 
-    def _parts(self, idle: Idle) -> dict[str, PerStep]:
+    def _parts(self) -> dict[str, PerStep]:
         """The stacked bar: every instant of the step once, by a fixed precedence."""
+        claims = [(role.label, _names(role)) for role in PART_ORDER]
+        claims += [(f"{family}_exposed", _FAMILY[family]) for family in BLOCKING_ORDER]
+        claims += [("graph_opaque", _FAMILY[Family.OPAQUE]), ("copies", _COPIES)]
+        claims += [(f"host_gap_{cause}", (f"host:{cause}",)) for cause in self.idle.by_cause]
         parts: dict[str, PerStep] = {}
-        taken = EMPTY
-        for role in PART_ORDER:
-            one = self.sets[role]
-            if len(one):
-                parts[role.label] = self._per_step(one - taken)
-                taken = merge([taken, one])
-        for family in BLOCKING_ORDER:
-            one = self.families[family]
-            if len(one):
-                parts[f"{family}_exposed"] = self._per_step(one - taken)
-                taken = merge([taken, one])
-        for name, one in (("graph_opaque", self.families[Family.OPAQUE]), ("copies", self.copies)):
-            if len(one):
-                parts[name] = self._per_step(one - taken)
-                taken = merge([taken, one])
-        for cause, one in idle.by_cause.items():
-            parts[f"host_gap_{cause}"] = self._per_step(one)
-        parts["dependency_idle"] = self._per_step(idle.dependency)
-        return parts
+        taken: list[str] = []
+        for part, names in claims:
+            parts[part] = self.states.time(names, lacks=taken)
+            taken += names
+        parts["dependency_idle"] = self.states.time(lacks=taken)
+        return {part: values for part, values in parts.items() if values.any()}
 
     def _roles(self) -> dict[str, RolePartial]:
-        found: dict[str, RolePartial] = {}
         inside = self.step >= 0
-        duration = self.end - self.start
+        # One code per (role, evidence): two sums over all activities instead of two per role.
+        code = self.roles.roles[inside].astype(np.int64) * len(Source) + self.roles.sources[inside]
+        size = len(Role) * len(Source)
+        duration = np.bincount(code, weights=(self.end - self.start)[inside], minlength=size)
+        durations = duration.reshape(len(Role), len(Source))
+        counts = np.bincount(code, minlength=size).reshape(len(Role), len(Source)).sum(axis=1)
+        found: dict[str, RolePartial] = {}
         for role in Role:
-            rows = (self.roles.roles == role) & inside
-            if not rows.any():
+            if not counts[role]:
                 continue
-            one = self.sets[role] & self.span
-            exposed = (one - self.compute).total if role in COMMUNICATION else 0
-            sources = np.bincount(
-                self.roles.sources[rows], weights=duration[rows], minlength=len(Source)
-            )
+            exposed = role in COMMUNICATION
             found[role.label] = RolePartial(
-                one.total, exposed, int(rows.sum()), tuple(int(value) for value in sources)
+                int(self.states.time(_names(role)).sum()),
+                int(self.states.time(_names(role), lacks=_COMPUTE).sum()) if exposed else 0,
+                int(counts[role]),
+                tuple(int(value) for value in durations[role]),
             )
         return found
 
-    def _absent(self, starved: Intervals, issued: Intervals) -> dict[tuple[str, str], int]:
-        found = {("launch_starved", ""): starved.total}
-        rest = issued
+    def _absent(self) -> dict[tuple[str, str], int]:
+        """The compute-absent time by (cause, family), each instant once."""
+        taken: list[str] = [*_COMPUTE]
+        found: dict[tuple[str, str], int] = {}
+
+        def claim(key: tuple[str, str], names: Sequence[str]) -> None:
+            found[key] = int(self.states.time(names, lacks=taken).sum())
+            taken.extend(names)
+
+        claim(("launch_starved", ""), ["starved"])
         for family in BLOCKING_ORDER:
-            found["blocked", str(family)] = (rest & self.families[family]).total
-            rest = rest - self.families[family]
-        found["copies", ""] = (rest & self.copies).total
-        rest = rest - self.copies
-        found["opaque", ""] = (rest & self.families[Family.OPAQUE]).total
-        found["unresolved", ""] = (rest - self.families[Family.OPAQUE]).total
+            claim(("blocked", str(family)), _FAMILY[family])
+        claim(("copies", ""), _COPIES)
+        claim(("opaque", ""), _FAMILY[Family.OPAQUE])
+        found["unresolved", ""] = int(self.states.time(lacks=taken).sum())
         return {key: ns for key, ns in found.items() if ns}
 
     def _unclassified(self) -> dict[str, tuple[int, int]]:
@@ -369,7 +385,7 @@ class _Measurement:
 
     # -------------------------------------------------------------------------- collectives
 
-    def _collectives(self, idle: Idle) -> Collectives:
+    def _collectives(self) -> Collectives:
         """The communication of the steps, in launch order per communicator."""
         rows = np.flatnonzero(np.isin(self.roles.roles, COMMUNICATION) & (self.step >= 0))
         table = self.rank.collectives
@@ -408,16 +424,15 @@ class _Measurement:
             bytes_received=numbers["bytes_received"][rows],
             bytes_self=numbers["bytes_self"][rows],
             compute_before_ns=self.compute.within(before_end, self.start[rows]),
-            gap_before_ns=idle.host.within(before_end, self.start[rows]),
+            gap_before_ns=self.idle.host.within(before_end, self.start[rows]),
             backward=self._backward(rows),
         )
 
     def _channel(self, rows: NDArray[np.int64], group: NDArray[np.int64]) -> NDArray[np.int64]:
         """What counts its collectives together: the communicator, else the role's family."""
-        families = {role: index for index, role in enumerate(Role)}
-        by_family = np.asarray([families[_LEADER[Role(role)]] for role in self.roles.roles[rows]])
         base = int(group.max(initial=0)) + 1
-        return np.where(group[rows] >= 0, group[rows], base + by_family).astype(np.int64)
+        by_family = base + _LEADER[self.roles.roles[rows]]
+        return np.where(group[rows] >= 0, group[rows], by_family).astype(np.int64)
 
     def _backward(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         call = self.rank.activities["call"].to_numpy()[rows]
@@ -439,11 +454,11 @@ class _Measurement:
         return reserved if isinstance(reserved, int) and reserved > 0 else None
 
     def _not_measured_behind_graphs(self, not_measured: dict[str, str]) -> None:
-        opaque = self.families[Family.OPAQUE] & self.span
-        if opaque.total <= OPAQUE_LIMIT * max(self.span.total, 1):
+        opaque = int(self.states.time(_FAMILY[Family.OPAQUE]).sum())
+        if opaque <= OPAQUE_LIMIT * max(self.span.total, 1):
             return
         reason = (
-            f"{opaque.total / max(self.span.total, 1):.0%} of the step lies in CUDA graph launches "
+            f"{opaque / max(self.span.total, 1):.0%} of the step lies in CUDA graph launches "
             "whose kernels were not recorded: capture again with --cuda-graph-trace=node"
         )
         for name in _HIDDEN_BY_GRAPHS:
@@ -525,10 +540,8 @@ class _Measurement:
 
 _BYTES = ("bytes_sent", "bytes_received", "bytes_self")
 
-_LEADER = {
-    role: next(other for other in Role if other.family is role.family) for role in COMMUNICATION
-}
-"""One role that stands for its family, to number families with."""
+_LEADER = np.asarray([next(o for o in Role if o.family is role.family) for role in Role], np.int64)
+"""Per role, one role that stands for its family, to number families with."""
 
 _HIDDEN_BY_GRAPHS = (
     "compute_ms",

@@ -114,13 +114,14 @@ def summarise(partials: Sequence[RankPartial], hardware: Mapping[str, Any]) -> S
     peers = match_peers(ranks)
     builder = _Metrics(ranks, peers, hardware)
     metrics = builder.build()
-    by_rank = [_rank_parts(one, peers.by_rank[one.rank], None) for one in ranks]
+    split = {one.rank: _split_parts(one, peers.by_rank[one.rank]) for one in ranks}
+    by_rank = [_rank_parts(one, split[one.rank], None) for one in ranks]
     return Summary(
         metrics=metrics,
         peers=peers,
         step_parts=_mean_parts(by_rank),
         parts_by_rank=by_rank,
-        parts_by_step=_parts_by_step(ranks, peers),
+        parts_by_step=_parts_by_step(ranks, split),
         compute_absent=_compute_absent(ranks),
         idle_causes=_idle_causes(ranks),
         roles=_roles(ranks),
@@ -499,9 +500,10 @@ def _split_parts(one: RankPartial, waiting: Waiting) -> dict[str, NDArray[np.int
     return result
 
 
-def _rank_parts(one: RankPartial, waiting: Waiting, step: int | None) -> RankParts:
-    parts = _split_parts(one, waiting)
+_Parts = dict[str, NDArray[np.int64]]
 
+
+def _rank_parts(one: RankPartial, parts: _Parts, step: int | None) -> RankParts:
     def ms(values: NDArray[np.int64]) -> float:
         chosen = float(values[step]) if step is not None else float(values.mean())
         return _round(chosen / NS_PER_MS)
@@ -543,13 +545,21 @@ def _mean_parts(by_rank: Sequence[RankParts]) -> list[StepPart]:
     ]
 
 
-def _parts_by_step(ranks: Sequence[RankPartial], peers: Peers) -> list[RankParts]:
-    rows = [
-        _rank_parts(one, peers.by_rank[one.rank], step)
-        for one in ranks[:MAX_STEP_ROWS]
-        for step in range(len(one.step_names))
+def _parts_by_step(ranks: Sequence[RankPartial], split: Mapping[int, _Parts]) -> list[RankParts]:
+    """Every step of every rank if they are few, else evenly spread ones of the first ranks."""
+    shown = ranks[:MAX_STEP_ROWS]
+    each = max(MAX_STEP_ROWS // max(len(shown), 1), 1)
+    return [
+        _rank_parts(one, split[one.rank], step)
+        for one in shown
+        for step in _evenly(len(one.step_names), each)
     ]
-    return rows[:MAX_STEP_ROWS]
+
+
+def _evenly(count: int, most: int) -> list[int]:
+    if count <= most:
+        return list(range(count))
+    return sorted({round(at) for at in np.linspace(0, count - 1, most)})
 
 
 def _mean_ms(ranks: Sequence[RankPartial], ns_of: Callable[[RankPartial], float]) -> float:

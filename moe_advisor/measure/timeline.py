@@ -4,14 +4,12 @@ import numpy as np
 import polars as pl
 
 from moe_advisor.intervals import Intervals, union
-from moe_advisor.measure.host import divide_idle, host_calls
 from moe_advisor.measure.rank import MeasuredRank
 from moe_advisor.measure.summary import representative_step
 from moe_advisor.model import ActivityKind, RangeKind
 from moe_advisor.privacy import safe_text
 from moe_advisor.result import Timeline, TimelineSlices
 from moe_advisor.roles.roles import COMMUNICATION, Role
-from moe_advisor.roles.taxonomy import Taxonomy
 
 MAX_SLICES = 6_000
 """More slices than pixels help nobody; this many keep a timeline below 300 kB of JSON."""
@@ -22,9 +20,14 @@ NAME_LIMIT = 96
 """Characters of a kernel name that are kept: templates say no more to a reader."""
 
 
-def timeline(measured: MeasuredRank, taxonomy: Taxonomy) -> Timeline | None:
+def timeline(measured: MeasuredRank) -> Timeline | None:
     """The rank's representative step; None without steps or GPU work."""
-    windows, trace, roles = measured.windows, measured.trace, measured.roles
+    windows, trace, roles, idle = (
+        measured.windows,
+        measured.trace,
+        measured.roles,
+        measured.idle,
+    )
     if not len(windows) or not len(trace.activities):
         return None
     number = representative_step(measured.partial)
@@ -33,16 +36,12 @@ def timeline(measured: MeasuredRank, taxonomy: Taxonomy) -> Timeline | None:
         role=pl.Series(roles.roles), row=pl.int_range(pl.len())
     ).filter((pl.col("end_ns") > start) & (pl.col("start_ns") < end))
     span = union([start], [end])
-    all_starts = trace.activities["start_ns"].to_numpy()
-    all_ends = trace.activities["end_ns"].to_numpy()
-    compute_rows = (trace.activities["kind"].to_numpy() == ActivityKind.KERNEL) & (
-        roles.roles < Role.EP_DISPATCH
-    )
-    compute = union(all_starts[compute_rows], all_ends[compute_rows])
-    comm_rows = np.isin(roles.roles, COMMUNICATION)
-    comm = union(all_starts[comm_rows], all_ends[comm_rows]) & span
-    busy = union(all_starts, all_ends)
-    idle = divide_idle(trace, busy, span, host_calls(trace, roles, taxonomy))
+    firsts, lasts = table["start_ns"].to_numpy(), table["end_ns"].to_numpy()
+    kinds, of_role = table["kind"].to_numpy(), table["role"].to_numpy()
+    computes = (kinds == ActivityKind.KERNEL) & (of_role < Role.EP_DISPATCH)
+    compute = union(firsts[computes], lasts[computes])
+    comms = np.isin(of_role, COMMUNICATION)
+    comm = union(firsts[comms], lasts[comms]) & span
     shown, omitted = _reduced(table)
     streams = sorted(shown["stream"].unique().to_list())
     lane_of = {stream: lane for lane, stream in enumerate(streams)}
@@ -80,8 +79,8 @@ def timeline(measured: MeasuredRank, taxonomy: Taxonomy) -> Timeline | None:
         gaps=[
             [us(a), round((b - a) / 1e3, 2), cause]
             for cause, one in (
-                *((f"host_gap_{cause}", gaps) for cause, gaps in idle.by_cause.items()),
-                ("dependency_idle", idle.dependency),
+                *((f"host_gap_{cause}", one & span) for cause, one in idle.by_cause.items()),
+                ("dependency_idle", idle.dependency & span),
             )
             for a, b in _largest(one)
         ],
