@@ -81,7 +81,9 @@ class Measured:
     issues: tuple[CaptureIssue, ...] = field(default=())
 
 
-def analyze(paths: Sequence[str], options: Options | None = None, progress: Progress | None = None) -> Result:
+def analyze(
+    paths: Sequence[str], options: Options | None = None, progress: Progress | None = None
+) -> Result:
     """The result for the traces that `paths` mean: files, folders of ranks or globs.
 
     Raises InputError where nothing can be read, ConfigError for options that can't be used.
@@ -105,7 +107,9 @@ def measure(paths: Sequence[str], options: Options, progress: Progress | None = 
     kinds = [sniff.detect(path) for path in found]
     profilers = {"kineto" if kind == "kineto" else "nsys" for kind in kinds}
     if "result" in kinds:
-        raise InputError("an earlier result stands among the inputs: render or compare takes results")
+        raise InputError(
+            "an earlier result stands among the inputs: render or compare takes results"
+        )
     if len(profilers) > 1:
         raise InputError(
             "the inputs mix Nsight Systems and PyTorch captures: give one profiler's at a time"
@@ -129,7 +133,7 @@ def measure(paths: Sequence[str], options: Options, progress: Progress | None = 
     )
     shown = min(kept, key=lambda m: m.partial.rank, default=None)
     return Measured(
-        tuple(_renamed(one.info, measured, numbered) for one in loaded),
+        tuple(one.info for one in loaded),
         tuple(m.partial for m in kept),
         kept,
         timeline(shown) if shown else None,
@@ -164,14 +168,20 @@ def _measure_ranks(one: LoadedInput, options: Options) -> list[MeasuredRank]:
         return list(pool.map(measured, one.ranks))
 
 
-def _work(path: Path, kind: str, options: Options) -> tuple[InputInfo, tuple[CaptureIssue, ...], list[RankPartial]]:
+def _work(
+    path: Path, kind: str, options: Options
+) -> tuple[InputInfo, tuple[CaptureIssue, ...], list[RankPartial]]:
     """One input in a process of its own: only numbers travel back."""
     one = _load(path, kind, options)
     return one.info, one.issues, [m.partial for m in _measure_ranks(one, options)]
 
 
 def _in_processes(
-    found: Sequence[Path], kinds: Sequence[str], options: Options, jobs: int, progress: Progress | None
+    found: Sequence[Path],
+    kinds: Sequence[str],
+    options: Options,
+    jobs: int,
+    progress: Progress | None,
 ) -> Measured:
     """Many inputs, each in a worker; a rank that can't be read is reported and the rest stands."""
     infos: list[InputInfo] = []
@@ -181,8 +191,7 @@ def _in_processes(
     os.environ.setdefault("POLARS_MAX_THREADS", "1")  # the processes are the parallelism
     with ProcessPoolExecutor(min(jobs, len(found)), mp_context=get_context("spawn")) as pool:
         futures = [
-            pool.submit(_work, path, kind, options)
-            for path, kind in zip(found, kinds, strict=True)
+            pool.submit(_work, path, kind, options) for path, kind in zip(found, kinds, strict=True)
         ]
         try:
             for number, (path, future) in enumerate(zip(found, futures, strict=True), 1):
@@ -201,9 +210,7 @@ def _in_processes(
             raise
     if not infos:
         raise InputError(failures[0])
-    issues.extend(
-        CaptureIssue("input-unreadable", Severity.ERROR, failure) for failure in failures
-    )
+    issues.extend(CaptureIssue("input-unreadable", Severity.ERROR, failure) for failure in failures)
     numbered, more_issues = _numbered(partials)
     kept = tuple(partial for partial in numbered if partial is not None)
     drawn = None
@@ -219,9 +226,11 @@ def _in_processes(
 def _numbered(
     partials: Sequence[RankPartial],
 ) -> tuple[list[RankPartial | None], list[CaptureIssue]]:
-    """Each rank once. Reports of several hosts number their processes from 0 each: those ranks
-    are numbered on in the order of the inputs. A rank that its metadata names twice is a
-    duplicate: the first stays."""
+    """Each rank once.
+
+    Reports of several hosts number their processes from 0 each: those ranks are numbered on in
+    the order of the inputs. A rank that its metadata names twice is a duplicate: the first stays.
+    """
     counts: dict[int, int] = {}
     for partial in partials:
         counts[partial.rank] = counts.get(partial.rank, 0) + 1
@@ -252,13 +261,6 @@ def _numbered(
             seen.add(partial.rank)
             kept.append(partial)
     return kept, issues
-
-
-def _renamed(
-    info: InputInfo, measured: Sequence[MeasuredRank], numbered: Sequence[RankPartial | None]
-) -> InputInfo:
-    del measured, numbered  # the ranks of one input keep their own numbers in `inputs`
-    return info
 
 
 # -------------------------------------------------------------------------------------- result
@@ -377,9 +379,7 @@ def _recompute_inside(partials: Sequence[RankPartial]) -> dict[str, float]:
     }
 
 
-def _issues(
-    measured: Measured, partials: Sequence[RankPartial], t: dict[str, Any]
-) -> list[Issue]:
+def _issues(measured: Measured, partials: Sequence[RankPartial], t: dict[str, Any]) -> list[Issue]:
     """All capture issues, equal ones of several ranks counted together."""
     found: dict[tuple[str, str], Issue] = {}
     every = [*measured.issues, *(issue for one in partials for issue in one.issues)]
@@ -416,13 +416,15 @@ def _issues(
         known = found.get(key)
         found[key] = Issue(
             id=issue.id,
-            severity=issue.severity.value,  # type: ignore[arg-type]
+            severity=issue.severity.value,
             count=issue.count + (known.count if known else 0),
             message=safe_text(issue.message, 400),
             rank=None if known else issue.rank,
         )
     order = {"error": 0, "warning": 1, "info": 2}
-    return sorted(found.values(), key=lambda issue: (order[issue.severity], issue.id, issue.message))
+    return sorted(
+        found.values(), key=lambda issue: (order[issue.severity], issue.id, issue.message)
+    )
 
 
 def _steps(partials: Sequence[RankPartial]) -> Steps:

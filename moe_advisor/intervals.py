@@ -110,12 +110,15 @@ def merge(sets: Iterable[Intervals]) -> Intervals:
     if len(present) == 1:
         return present[0]
     return union(
-        np.concatenate([one.starts for one in present]), np.concatenate([one.ends for one in present])
+        np.concatenate([one.starts for one in present]),
+        np.concatenate([one.ends for one in present]),
     )
 
 
 def _sweep(
-    first: Intervals, second: Intervals, keep: Callable[[NDArray[np.bool_], NDArray[np.bool_]], NDArray[np.bool_]]
+    first: Intervals,
+    second: Intervals,
+    keep: Callable[[NDArray[np.bool_], NDArray[np.bool_]], NDArray[np.bool_]],
 ) -> Intervals:
     """The instants for which keep(in first, in second) holds; false where neither holds."""
     if not len(first):
@@ -132,12 +135,17 @@ def sweep(sets: Sequence[Intervals]) -> tuple[Nanoseconds, Nanoseconds]:
     """
     edges = np.concatenate([one.edges for one in sets])
     change = np.concatenate(
-        [np.tile(np.asarray([1 << bit, -(1 << bit)], np.int64), len(one)) for bit, one in enumerate(sets)]
+        [
+            np.tile(np.asarray([1 << bit, -(1 << bit)], np.int64), len(one))
+            for bit, one in enumerate(sets)
+        ]
     )
     order = np.argsort(edges, kind="stable")  # sorted runs: merged in linear time
     times = edges[order]
     state = np.cumsum(change[order])
-    final = np.concatenate([times[1:] > times[:-1], [True]]) if len(times) else np.empty(0, np.bool_)
+    final = (
+        np.concatenate([times[1:] > times[:-1], [True]]) if len(times) else np.empty(0, np.bool_)
+    )
     return times[final], state[final][:-1]
 
 

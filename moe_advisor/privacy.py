@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from moe_advisor.model import Device
 
 if TYPE_CHECKING:
-    from moe_advisor.ingest.nsys_source import TableSource
+    from moe_advisor.table_source import TableSource
 
 DISPLAY_NAME_LIMIT = 120
 """Longest base name shown, in characters: more than any sane file name, less than a screen line."""
@@ -289,7 +289,7 @@ _SYSTEM_PROPERTIES = ("NvDriverVersion", "CudaDriverVersion")
 
 def nsys_metadata(source: "TableSource") -> NsysMetadata:
     """The allow-listed metadata of an export; only the rows named here are ever fetched."""
-    from moe_advisor.ingest.nsys_source import Among, Column
+    from moe_advisor.table_source import Among, Column
 
     pair = (Column("name", ""), Column("value", ""))
     export: dict[str, str] = {}
@@ -335,7 +335,7 @@ def _cuda_version(text: str | None) -> str | None:
 
 def _session_start(source: "TableSource", export: Mapping[str, str]) -> int | None:
     """What to add to a time of the export to get UTC ns."""
-    from moe_advisor.ingest.nsys_source import Column
+    from moe_advisor.table_source import Column
 
     if export.get("EXPORT_PARAM_TIME_NORMALIZE", "").lower() == "true":
         return 0  # the exporter has already made the times UTC
@@ -349,7 +349,7 @@ def _session_start(source: "TableSource", export: Mapping[str, str]) -> int | No
 
 def nsys_devices(source: "TableSource") -> Callable[[int, int], Device]:
     """A function from (pid, CUDA ordinal in that process) to the GPU's allow-listed properties."""
-    from moe_advisor.ingest.nsys_source import Column
+    from moe_advisor.table_source import Column
 
     gpus = {
         row["id"]: row

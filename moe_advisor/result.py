@@ -20,26 +20,26 @@ class _Part(msgspec.Struct, frozen=True, gc=False):
     """Base of all parts: immutable, written in field order."""
 
 
-class Tool(_Part, kw_only=True):
+class Tool(_Part, frozen=True, kw_only=True):
     version: str
     name: str = "moe-advisor"
 
 
-class Input(_Part, kw_only=True):
+class Input(_Part, frozen=True, kw_only=True):
     name: str
     format: Literal["nsys-sqlite", "nsys-rep", "nsys-parquet", "kineto", "result"]
     producer: str | None
     ranks: list[int]
 
 
-class ConfigValue(_Part, kw_only=True):
+class ConfigValue(_Part, frozen=True, kw_only=True):
     """A value of the run configuration; source is trace, config, log, command-line or default."""
 
     value: Any
     source: str
 
 
-class Run(_Part, kw_only=True):
+class Run(_Part, frozen=True, kw_only=True):
     gpu: str | None
     world_size: int | None
     dispatcher: str | None
@@ -50,7 +50,7 @@ class Run(_Part, kw_only=True):
     """What is known of the GPU and its links (`hw` in rules)."""
 
 
-class Issue(_Part, kw_only=True):
+class Issue(_Part, frozen=True, kw_only=True):
     id: str
     severity: Literal["info", "warning", "error"]
     count: int
@@ -58,18 +58,18 @@ class Issue(_Part, kw_only=True):
     rank: int | None = None
 
 
-class Capture(_Part, kw_only=True):
+class Capture(_Part, frozen=True, kw_only=True):
     complete: bool
     issues: list[Issue]
 
 
-class DroppedStep(_Part, kw_only=True):
+class DroppedStep(_Part, frozen=True, kw_only=True):
     rank: int
     step: str
     reason: str
 
 
-class Steps(_Part, kw_only=True):
+class Steps(_Part, frozen=True, kw_only=True):
     count: int
     source: Literal["annotation", "optimizer", "repetition", "whole-trace"]
     pattern: str | None
@@ -77,13 +77,13 @@ class Steps(_Part, kw_only=True):
     names: list[str]
 
 
-class RankValue(_Part, kw_only=True):
+class RankValue(_Part, frozen=True, kw_only=True):
     rank: int
     value: float | None
     steps: list[float] = []
 
 
-class MetricValue(_Part, kw_only=True, omit_defaults=True):
+class MetricValue(_Part, frozen=True, kw_only=True, omit_defaults=True):
     """One metric. `reason` says why it was not measured, `basis` how an estimate was made."""
 
     status: Status
@@ -97,7 +97,7 @@ class MetricValue(_Part, kw_only=True, omit_defaults=True):
     per_rank: list[RankValue] = []
 
 
-class Role(_Part, kw_only=True):
+class Role(_Part, frozen=True, kw_only=True):
     role: str
     family: str
     ms: float
@@ -109,13 +109,13 @@ class Role(_Part, kw_only=True):
     """Share of this role's time decided by each kind of evidence."""
 
 
-class Unclassified(_Part, kw_only=True):
+class Unclassified(_Part, frozen=True, kw_only=True):
     name: str
     ms: float
     count: float
 
 
-class StepPart(_Part, kw_only=True):
+class StepPart(_Part, frozen=True, kw_only=True):
     """A segment of the stacked bar; the parts of a step add up to it exactly."""
 
     part: str
@@ -124,7 +124,7 @@ class StepPart(_Part, kw_only=True):
     ms: float
 
 
-class RankParts(_Part, kw_only=True):
+class RankParts(_Part, frozen=True, kw_only=True):
     rank: int
     step: str | None
     """Name of the step, or None for the rank's mean."""
@@ -132,7 +132,7 @@ class RankParts(_Part, kw_only=True):
     parts: list[StepPart]
 
 
-class AbsentPart(_Part, kw_only=True):
+class AbsentPart(_Part, frozen=True, kw_only=True):
     """Part of the compute-absent time: cause launch_starved, blocked, copies or unresolved."""
 
     cause: str
@@ -141,13 +141,13 @@ class AbsentPart(_Part, kw_only=True):
     ms: float
 
 
-class ComputeAbsent(_Part, kw_only=True):
+class ComputeAbsent(_Part, frozen=True, kw_only=True):
     ms: float
     parts: list[AbsentPart]
     residual_ms: float
 
 
-class IdleCause(_Part, kw_only=True):
+class IdleCause(_Part, frozen=True, kw_only=True):
     """Device idle time of one cause, with the calls or ranges that held the host."""
 
     cause: str
@@ -156,7 +156,7 @@ class IdleCause(_Part, kw_only=True):
     detail: list[dict[str, Any]] = []
 
 
-class WallPart(_Part, kw_only=True):
+class WallPart(_Part, frozen=True, kw_only=True):
     wall: Literal["memory", "communication", "compute_host"]
     part: str
     label: str
@@ -164,7 +164,7 @@ class WallPart(_Part, kw_only=True):
     share: float
 
 
-class Walls(_Part, kw_only=True):
+class Walls(_Part, frozen=True, kw_only=True):
     verdict: Verdict
     limiter: str | None
     margin: float
@@ -179,7 +179,7 @@ class Walls(_Part, kw_only=True):
     cause: str
 
 
-class RuleOutcome(_Part, kw_only=True):
+class RuleOutcome(_Part, frozen=True, kw_only=True):
     id: str
     title: str
     topic: str
@@ -189,7 +189,7 @@ class RuleOutcome(_Part, kw_only=True):
     reason: str
 
 
-class Change(_Part, kw_only=True):
+class Change(_Part, frozen=True, kw_only=True):
     """One setting to change. `old_key` is an older spelling that means the same."""
 
     framework: Literal["megatron-bridge", "megatron-lm", "env", "pytorch", "job"]
@@ -202,7 +202,7 @@ class Change(_Part, kw_only=True):
     note: str | None = None
 
 
-class Condition(_Part, kw_only=True):
+class Condition(_Part, frozen=True, kw_only=True):
     """A prerequisite or conflict. state: met, unmet or unknown (then `question` is set)."""
 
     text: str
@@ -212,14 +212,14 @@ class Condition(_Part, kw_only=True):
     question: str | None = None
 
 
-class Evidence(_Part, kw_only=True):
+class Evidence(_Part, frozen=True, kw_only=True):
     text: str
     source: str
     change_share: float | None = None
     """Measured change of the step time, negative is faster."""
 
 
-class Estimate(_Part, kw_only=True, omit_defaults=True):
+class Estimate(_Part, frozen=True, kw_only=True, omit_defaults=True):
     status: Status
     low_ms: float | None = None
     expected_ms: float | None = None
@@ -230,7 +230,7 @@ class Estimate(_Part, kw_only=True, omit_defaults=True):
     next_wall: str | None = None
 
 
-class Recommendation(_Part, kw_only=True):
+class Recommendation(_Part, frozen=True, kw_only=True):
     rule: str
     whatif: str | None
     rank: int
@@ -256,14 +256,14 @@ class Recommendation(_Part, kw_only=True):
     """Why the change should not be made yet, although the finding stands."""
 
 
-class PlanStep(_Part, kw_only=True):
+class PlanStep(_Part, frozen=True, kw_only=True):
     rules: list[str]
     title: str
     combined: Estimate
     """Gain of this step together with all before it."""
 
 
-class TimelineSlices(_Part, kw_only=True):
+class TimelineSlices(_Part, frozen=True, kw_only=True):
     """Columns of equal length, sorted by lane and start."""
 
     lane: list[int]
@@ -273,7 +273,7 @@ class TimelineSlices(_Part, kw_only=True):
     role: list[int]
 
 
-class Timeline(_Part, kw_only=True):
+class Timeline(_Part, frozen=True, kw_only=True):
     """One representative step of one rank, down-sampled to a bounded size."""
 
     rank: int
@@ -293,7 +293,7 @@ class Timeline(_Part, kw_only=True):
     """Number of activities merged or left out to keep the size bounded."""
 
 
-class CollectiveInstance(_Part, kw_only=True):
+class CollectiveInstance(_Part, frozen=True, kw_only=True):
     index: int
     role: str
     transfer_ms: float
@@ -302,7 +302,7 @@ class CollectiveInstance(_Part, kw_only=True):
     """The rank that arrived last (waited least)."""
 
 
-class CollectiveView(_Part, kw_only=True):
+class CollectiveView(_Part, frozen=True, kw_only=True):
     """Matched collectives of one communicator in one step, for the heat map."""
 
     group: str
@@ -312,7 +312,7 @@ class CollectiveView(_Part, kw_only=True):
     arrived_last: dict[str, int]
 
 
-class RankSummary(_Part, kw_only=True):
+class RankSummary(_Part, frozen=True, kw_only=True):
     rank: int
     host: int
     device: str | None
@@ -324,14 +324,14 @@ class RankSummary(_Part, kw_only=True):
     arrived_last: int | None
 
 
-class WhatIf(_Part, kw_only=True):
+class WhatIf(_Part, frozen=True, kw_only=True):
     name: str
     title: str
     estimate: Estimate
     assumptions: list[str]
 
 
-class Definition(_Part, kw_only=True):
+class Definition(_Part, frozen=True, kw_only=True):
     title: str
     unit: str
     definition: str
@@ -339,7 +339,7 @@ class Definition(_Part, kw_only=True):
     pitfall: str
 
 
-class Result(_Part, kw_only=True):
+class Result(_Part, frozen=True, kw_only=True):
     schema: str = "moe-advisor/result"
     schema_version: str = SCHEMA_VERSION
     tool: Tool

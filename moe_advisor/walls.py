@@ -154,9 +154,7 @@ def _communication(
             _Share("communication", "pp" if family == "pp_p2p" else family, label, exposed, exposed)
         )
     slowdown = _value(metrics, "overlap_slowdown_ms")
-    found.append(
-        _Share("communication", "ep_a2a", "Compute slowed by overlap", slowdown, slowdown)
-    )
+    found.append(_Share("communication", "ep_a2a", "Compute slowed by overlap", slowdown, slowdown))
     return found
 
 
@@ -175,7 +173,11 @@ def _compute_host(
     found = [
         ("host", "Host gaps", gaps),
         ("host", "Waiting for a rank held by its host", waiting * _cause_share(causes, "host")),
-        ("slow_gpu", "Waiting for a rank with slower compute", waiting * _cause_share(causes, "compute")),
+        (
+            "slow_gpu",
+            "Waiting for a rank with slower compute",
+            waiting * _cause_share(causes, "compute"),
+        ),
         ("compute", "Compute above its floor", excess),
     ]
     return [_Share("compute_host", part, label, ms, ms) for part, label, ms in found]
@@ -250,7 +252,8 @@ def _reasons(
         lines.append(f"{_TITLES[wall]}: {scores[wall]:.1%} of the {step:.1f} ms step{detail}.")
     if verdict == "mixed":
         lines.append(
-            f"The first two walls are {margin * 100:.1f} points apart; {MARGIN * 100:.0f} are needed to name one."
+            f"The first two walls are {margin * 100:.1f} points apart; {MARGIN * 100:.0f} are "
+            "needed to name one."
         )
     if unsplit:
         lines.append(
@@ -274,84 +277,124 @@ def _sentences(
     step: float,
 ) -> tuple[str, str]:
     """The headline and its cause, each one sentence with the number and its denominator."""
-
-    def part_ms(wall: str, part: str) -> float:
-        return sum(s.ms for s in shares if s.wall == wall and s.part == part)
-
     of = f"of {step:.1f} ms"
-    exposed = _value(metrics, "ep_a2a_exposed_ms")
-    wait = metrics["ep_a2a_wait_ms"]
-    transfer = metrics["ep_a2a_transfer_ms"]
     if verdict == "inconclusive":
+        exposed = _value(metrics, "ep_a2a_exposed_ms")
         return (
-            f"The walls can't be told apart from this capture: {exposed:.1f} {of} is exposed EP all-to-all that may be wire or waiting.",
+            f"The walls can't be told apart from this capture: {exposed:.1f} {of} is exposed EP "
+            "all-to-all that may be wire or waiting.",
             "Capture all ranks of one EP group: only then can waiting be told from transfer.",
         )
     if verdict == "mixed":
         first, second = sorted(WALLS, key=lambda w: -scores[w])[:2]
         return (
-            f"Two walls stand equally close: {_TITLES[first].lower()} {scores[first]:.1%} and {_TITLES[second].lower()} {scores[second]:.1%} {of}.",
-            "Start with the plan's first step; the order between them is within the noise of a capture.",
+            f"Two walls stand equally close: {_TITLES[first].lower()} {scores[first]:.1%} and "
+            f"{_TITLES[second].lower()} {scores[second]:.1%} {of}.",
+            "Start with the plan's first step; their order is within the noise of a capture.",
         )
     if max(scores.values()) < WORTHWHILE:
         return (
-            f"Nothing limits this run much: the largest recoverable part is {max(scores.values()):.1%} {of}.",
+            "Nothing limits this run much: the largest recoverable part is "
+            f"{max(scores.values()):.1%} {of}.",
             "Compute sets the pace; faster kernels or lower precision are what is left.",
         )
-    if verdict == "memory":
-        return {
-            "recompute": (
-                f"{part_ms('memory', 'recompute'):.1f} {of} is forward work done a second time.",
-                "Recomputation frees memory; with headroom left it only costs time.",
-            ),
-            "allocator": (
-                f"{part_ms('memory', 'allocator'):.1f} {of} the GPU idles while the host allocates memory.",
-                "The allocator gives memory back and asks again: the run is near the device's limit.",
-            ),
-        }.get(
-            str(limiter),
-            (
-                f"{part_ms('memory', 'offload'):.1f} {of} is offload traffic that no compute hides.",
-                "Activations move to the host and back on the critical path.",
-            ),
+    tell = {"memory": _memory_story, "communication": _communication_story}
+    return tell.get(verdict, _compute_host_story)(str(limiter), metrics, shares, step)
+
+
+def _sum_of(shares: list[_Share], wall: str, part: str) -> float:
+    return sum(s.ms for s in shares if s.wall == wall and s.part == part)
+
+
+def _memory_story(
+    limiter: str, _: Mapping[str, MetricValue], shares: list[_Share], step: float
+) -> tuple[str, str]:
+    of = f"of {step:.1f} ms"
+    if limiter == "recompute":
+        return (
+            f"{_sum_of(shares, 'memory', 'recompute'):.1f} {of} is forward work done again.",
+            "Recomputation frees memory; with headroom left it only costs time.",
         )
-    if verdict == "communication":
-        if limiter == "imbalance":
-            ms = part_ms("communication", "imbalance")
-            factor = _value(metrics, "expert_token_imbalance")
-            return (
-                f"{ms:.1f} {of} ranks wait for the one that got the most tokens.",
-                f"The fullest EP rank receives {factor:.2f} × the mean; the wire itself takes {_value(metrics, 'ep_a2a_transfer_ms'):.1f} ms.",
-            )
-        if limiter == "ep_a2a":
-            half = "More than half of every step is" if exposed > 0.5 * step else "The largest recoverable part is"
-            split = (
-                f"It is the wire, not waiting: {transfer.value:.1f} ms transfer, {wait.value:.1f} ms wait."
-                if transfer.status == "measured" and (transfer.value or 0) >= (wait.value or 0)
-                else f"Transfer {transfer.value or 0:.1f} ms, waiting {wait.value or 0:.1f} ms."
-            )
-            return f"{half} expert all-to-all that nothing hides: {exposed:.1f} {of}.", split
-        name = {"pp": "pipeline communication"}.get(str(limiter), str(limiter).replace("_", " ").upper()[:2] + " communication")
-        ms = part_ms("communication", str(limiter))
-        return f"{ms:.1f} {of} is {name} that nothing hides.", "No compute runs beside it."
+    if limiter == "allocator":
+        return (
+            f"{_sum_of(shares, 'memory', 'allocator'):.1f} {of} the GPU idles while the host "
+            "allocates memory.",
+            "The allocator gives memory back and asks again: the run is near the device's limit.",
+        )
+    return (
+        f"{_sum_of(shares, 'memory', 'offload'):.1f} {of} is offload traffic that nothing hides.",
+        "Activations move to the host and back on the critical path.",
+    )
+
+
+_COLLECTIVE_NAMES = {
+    "dp_collective": "data-parallel communication",
+    "tp_collective": "tensor-parallel communication",
+    "cp_collective": "context-parallel communication",
+    "pp": "pipeline communication",
+}
+
+
+def _communication_story(
+    limiter: str, metrics: Mapping[str, MetricValue], shares: list[_Share], step: float
+) -> tuple[str, str]:
+    of = f"of {step:.1f} ms"
+    transfer, wait = metrics["ep_a2a_transfer_ms"], metrics["ep_a2a_wait_ms"]
+    if limiter == "imbalance":
+        return (
+            f"{_sum_of(shares, 'communication', 'imbalance'):.1f} {of} ranks wait for the one that "
+            "got the most tokens.",
+            f"The fullest EP rank receives {_value(metrics, 'expert_token_imbalance'):.2f} × the "
+            f"mean; the wire itself takes {transfer.value or 0:.1f} ms.",
+        )
+    if limiter != "ep_a2a":
+        ms = _sum_of(shares, "communication", limiter)
+        return (
+            f"{ms:.1f} {of} is {_COLLECTIVE_NAMES[limiter]} that nothing hides.",
+            "No compute kernel runs beside it.",
+        )
+    exposed = _value(metrics, "ep_a2a_exposed_ms")
+    half = "More than half of every step" if exposed > 0.5 * step else "The largest part to recover"
+    moved, waited = transfer.value or 0.0, wait.value or 0.0
+    if transfer.status == "measured" and moved >= waited:
+        cause = f"It is the wire, not waiting: {moved:.1f} ms transfer, {waited:.1f} ms wait."
+    else:
+        cause = f"Transfer takes {moved:.1f} ms, waiting {waited:.1f} ms."
+    return f"{half} is expert all-to-all that nothing hides: {exposed:.1f} {of}.", cause
+
+
+def _compute_host_story(
+    limiter: str, metrics: Mapping[str, MetricValue], shares: list[_Share], step: float
+) -> tuple[str, str]:
+    of = f"of {step:.1f} ms"
     if limiter == "host":
         gaps = _value(metrics, "host_gap_ms")
-        waits = sum(s.ms for s in shares if s.label == "Waiting for a rank held by its host")
-        also = f", and {waits:.1f} ms are waits for a rank whose host was late" if waits >= 0.1 else ""
+        waits = (
+            _sum_of(shares, "compute_host", "host") - gaps + _value(metrics, "host_gap_alloc_ms")
+        )
+        late = f", and {waits:.1f} ms are waits for a rank whose host was late"
         sync, data = _value(metrics, "host_gap_sync_ms"), _value(metrics, "host_gap_data_ms")
-        largest = max((sync, "in synchronising calls"), (data, "in data loading"), (gaps - sync - data, "on the way to the next launch"))
+        largest, where = max(
+            (sync, "in synchronising calls"),
+            (data, "in data loading"),
+            (_value(metrics, "host_gap_launch_ms"), "on the way to the next launch"),
+        )
         return (
-            f"The GPU waits for the host: {gaps:.1f} {of} is idle with nothing launched{also}.",
-            f"Most of it, {largest[0]:.1f} ms, the host spent {largest[1]}.",
+            f"The GPU waits for the host: {gaps:.1f} {of} is idle with nothing launched"
+            f"{late if waits >= 0.1 else ''}.",
+            f"Most of it, {largest:.1f} ms, the host spent {where}.",
         )
     if limiter == "slow_gpu":
-        ms = part_ms("compute_host", "slow_gpu")
-        return f"{ms:.1f} {of} ranks wait for one whose compute takes longer.", "Tokens are even, so the GPU or its work differs."
-    excess = _value(metrics, "compute_excess_ms")
-    permute = metrics["permute_ms"].value or 0.0
+        ms = _sum_of(shares, "compute_host", "slow_gpu")
+        return (
+            f"{ms:.1f} {of} ranks wait for one whose compute takes longer.",
+            "Tokens are even, so the GPU or its work differs.",
+        )
     return (
-        f"Compute sets the pace: {_value(metrics, 'compute_ms'):.1f} {of}, of which only {_value(metrics, 'expert_gemm_ms'):.1f} ms is expert GEMM.",
-        f"{excess:.1f} ms lie above what fused kernels need; permutation alone takes {permute:.1f} ms.",
+        f"Compute sets the pace: {_value(metrics, 'compute_ms'):.1f} {of}, of which only "
+        f"{_value(metrics, 'expert_gemm_ms'):.1f} ms is expert GEMM.",
+        f"{_value(metrics, 'compute_excess_ms'):.1f} ms lie above what fused kernels need; "
+        f"permutation alone takes {_value(metrics, 'permute_ms'):.1f} ms.",
     )
 
 

@@ -24,7 +24,9 @@ def real_trace(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list
                 known[name] = sorted(DEMO.glob("shm_balanced.rank*.json.gz"))
             else:
                 version = "2025.3" if profiler == "nsys" else "2.11"
-                pattern = f"{variant}.sqlite.xz" if profiler == "nsys" else f"{variant}.rank*.json.xz"
+                pattern = (
+                    f"{variant}.sqlite.xz" if profiler == "nsys" else f"{variant}.rank*.json.xz"
+                )
                 known[name] = []
                 for packed in sorted((FIXTURES / profiler / version).glob(pattern)):
                     target = folder / profiler / packed.stem

@@ -89,7 +89,9 @@ def test_parts_add_up_and_idle_and_absent_time_reconcile(real_trace: Traces, nam
     assert sum(part.ms for part in result.step_parts) == near(value["step_ms"], abs=1e-3)
     for one in (*result.parts_by_rank, *result.parts_by_step):
         assert sum(part.ms for part in one.parts) == near(one.step_ms, abs=1e-3)
-    assert value["host_gap_ms"] + value["dependency_idle_ms"] == near(value["gpu_idle_ms"], abs=1e-3)
+    assert value["host_gap_ms"] + value["dependency_idle_ms"] == near(
+        value["gpu_idle_ms"], abs=1e-3
+    )
     causes = ("sync", "alloc", "data", "launch")
     split = sum(value[f"host_gap_{cause}_ms"] for cause in causes)
     assert split == near(value["host_gap_ms"], abs=1e-3)
@@ -117,7 +119,9 @@ def test_both_profilers_give_the_same_figures(real_trace: Traces, variant: str) 
     nsys = result_of(real_trace, f"nsys/{variant}").metrics
     torch = result_of(real_trace, f"torch/{variant}").metrics
     for metric, tolerance in SAME_BY_BOTH.items():
-        assert nsys[metric].value == pytest.approx(torch[metric].value, rel=tolerance, abs=0.01), metric
+        assert nsys[metric].value == pytest.approx(torch[metric].value, rel=tolerance, abs=0.01), (
+            metric
+        )
 
 
 @pytest.mark.parametrize("name", sorted(TRUTH))

@@ -10,7 +10,11 @@ from moe_advisor.errors import MoeAdvisorError
 CONTEXT = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "MOE_ADVISOR"}
 
 COMMANDS = {
-    "analyze": ("moe_advisor.cli.analyze", "analyze", "Say where a profile's time goes and what to change."),
+    "analyze": (
+        "moe_advisor.cli.analyze",
+        "analyze",
+        "Say where a profile's time goes and what to change.",
+    ),
     "render": ("moe_advisor.cli.render", "render", "Write any format again from a result.json."),
     "rules": ("moe_advisor.cli.rules", "rules", "List, show, validate and test the rules."),
     "demo": ("moe_advisor.cli.demo", "demo", "Run the main job on a bundled real trace."),
@@ -47,7 +51,9 @@ class _LazyGroup(click.Group):
 
             near = get_close_matches(args[0], COMMANDS, 1)
             if near:
-                raise click.UsageError(f"No such command '{args[0]}'. Did you mean {near[0]}?") from None
+                raise click.UsageError(
+                    f"No such command '{args[0]}'. Did you mean {near[0]}?"
+                ) from None
             raise error
 
 
@@ -55,7 +61,7 @@ class _LazyGroup(click.Group):
 @click.version_option(__version__, prog_name="moe-advisor")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
 def cli(debug: bool) -> None:
-    """Read a profile of Mixture-of-Experts training and say what to change.
+    r"""Read a profile of Mixture-of-Experts training and say what to change.
 
     \b
     moe-advisor analyze run.nsys-rep

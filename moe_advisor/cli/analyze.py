@@ -21,18 +21,43 @@ examples:
 """
 )
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--config", metavar="FILE", help="Run configuration: Megatron-Bridge YAML, argument dump, launch command.")
-@click.option("--log", metavar="FILE", help="Training log: unprofiled step time, throughput, memory.")
-@click.option("--set", "values", multiple=True, metavar="KEY=VALUE", help="One configuration value.")
+@click.option(
+    "--config",
+    metavar="FILE",
+    help="Run configuration: Megatron-Bridge YAML, argument dump, launch command.",
+)
+@click.option(
+    "--log", metavar="FILE", help="Training log: unprofiled step time, throughput, memory."
+)
+@click.option(
+    "--set", "values", multiple=True, metavar="KEY=VALUE", help="One configuration value."
+)
 @click.option("--steps", metavar="A:B", help="Only these steps, counted from 0, B not included.")
 @click.option("--step-pattern", metavar="REGEX", help="Name of the ranges that are steps.")
 @click.option("--taxonomy", metavar="FILE", help="Kernel families of your own, tried first.")
-@click.option("--rules", "rules", multiple=True, metavar="DIR", help="Rules of your own: add, override, disable.")
+@click.option(
+    "--rules",
+    "rules",
+    multiple=True,
+    metavar="DIR",
+    help="Rules of your own: add, override, disable.",
+)
 @click.option("--nsys", metavar="PROGRAM", envvar="NSYS", help="nsys, to read .nsys-rep files.")
 @click.option("--cache", metavar="DIR", help="Keep exports of .nsys-rep files here.")
 @click.option("--jobs", type=click.IntRange(1), metavar="N", help="Processes for many ranks.")
-@click.option("--max-expansion", type=click.IntRange(1), metavar="RATIO", help="Allow inputs that decompress by more than this ratio (200).")
-@click.option("--fail-on", "fail_on", multiple=True, metavar="EXPR", help="Exit 1 if this CEL expression is true or can't be measured.")
+@click.option(
+    "--max-expansion",
+    type=click.IntRange(1),
+    metavar="RATIO",
+    help="Allow inputs that decompress by more than this ratio (200).",
+)
+@click.option(
+    "--fail-on",
+    "fail_on",
+    multiple=True,
+    metavar="EXPR",
+    help="Exit 1 if this CEL expression is true or can't be measured.",
+)
 @output_options
 def analyze(
     paths: tuple[str, ...],

@@ -10,9 +10,22 @@ STEM = "moe-advisor-demo"
 
 
 @click.command()
-@click.option("-o", "--output", "folder", type=click.Path(path_type=Path), default=Path(), metavar="DIR", help="Folder for the outputs; the current one by default.")
+@click.option(
+    "-o",
+    "--output",
+    "folder",
+    type=click.Path(path_type=Path),
+    default=Path(),
+    metavar="DIR",
+    help="Folder for the outputs; the current one by default.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="No summary.")
-@click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="Colour the summary.")
+@click.option(
+    "--color",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    help="Colour the summary.",
+)
 def demo(folder: Path, quiet: bool, color: str) -> None:
     """Analyze the bundled capture: two H200 ranks training a small MoE over a slow link.
 

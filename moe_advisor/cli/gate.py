@@ -29,10 +29,10 @@ def check_gates(result: Result, expressions: Sequence[str]) -> None:
         if answer.truth is Truth.YES:
             failures.append(f"--fail-on {expression!r} is true")
         elif answer.truth is Truth.UNKNOWN:
-            reasons = [
-                f"{name}: {_why(result, name)}" for name in answer.missing
-            ]
-            failures.append(f"--fail-on {expression!r} could not be measured ({'; '.join(reasons)})")
+            reasons = [f"{name}: {_why(result, name)}" for name in answer.missing]
+            failures.append(
+                f"--fail-on {expression!r} could not be measured ({'; '.join(reasons)})"
+            )
     if failures:
         raise GateFailed("; ".join(failures))
 

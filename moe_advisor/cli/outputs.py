@@ -16,7 +16,9 @@ DEFAULT_FORMATS = ("html", "json")
 MAX_COLUMNS = 100
 
 
-def parse_format(_: click.Context, __: click.Parameter, values: tuple[str, ...]) -> list[tuple[str, Path | None]]:
+def parse_format(
+    _: click.Context, __: click.Parameter, values: tuple[str, ...]
+) -> list[tuple[str, Path | None]]:
     """KIND[=PATH], repeatable."""
     found: list[tuple[str, Path | None]] = []
     for value in values:
@@ -35,11 +37,30 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """-o, --format, --force, --quiet and --color, for every verb that writes outputs."""
     for option in reversed(
         (
-            click.option("-o", "--output", "folder", type=click.Path(path_type=Path), metavar="DIR", help="Folder for the outputs; - writes one format to standard output."),
-            click.option("--format", "formats", multiple=True, callback=parse_format, metavar="KIND[=PATH]", help="html, json, markdown, junit or text; html and json by default."),
+            click.option(
+                "-o",
+                "--output",
+                "folder",
+                type=click.Path(path_type=Path),
+                metavar="DIR",
+                help="Folder for the outputs; - writes one format to standard output.",
+            ),
+            click.option(
+                "--format",
+                "formats",
+                multiple=True,
+                callback=parse_format,
+                metavar="KIND[=PATH]",
+                help="html, json, markdown, junit or text; html and json by default.",
+            ),
             click.option("--force", is_flag=True, help="Replace outputs that exist."),
             click.option("-q", "--quiet", is_flag=True, help="No summary and no progress."),
-            click.option("--color", type=click.Choice(["auto", "always", "never"]), default="auto", help="Colour the summary."),
+            click.option(
+                "--color",
+                type=click.Choice(["auto", "always", "never"]),
+                default="auto",
+                help="Colour the summary.",
+            ),
         )
     ):
         command = option(command)
@@ -47,7 +68,10 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def plan_outputs(
-    formats: Sequence[tuple[str, Path | None]], inputs: Sequence[Path], folder: Path | None, force: bool
+    formats: Sequence[tuple[str, Path | None]],
+    inputs: Sequence[Path],
+    folder: Path | None,
+    force: bool,
 ) -> list[Any]:
     """The planned outputs; one that exists is refused before any work."""
     from moe_advisor.output import writer
@@ -104,12 +128,16 @@ def show_summary(result: Result, written: Sequence[Path], color: str) -> None:
 
     terminal = sys.stdout.isatty()
     colored = color == "always" or (
-        color == "auto" and (terminal or "FORCE_COLOR" in os.environ) and "NO_COLOR" not in os.environ
+        color == "auto"
+        and (terminal or "FORCE_COLOR" in os.environ)
+        and "NO_COLOR" not in os.environ
     )
     width = min(shutil.get_terminal_size((MAX_COLUMNS, 24)).columns, MAX_COLUMNS)
     unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     click.echo(
-        text.render(result, width=width if terminal else MAX_COLUMNS, color=colored, unicode=unicode),
+        text.render(
+            result, width=width if terminal else MAX_COLUMNS, color=colored, unicode=unicode
+        ),
         nl=False,
         color=colored,
     )

@@ -13,7 +13,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from moe_advisor.ingest.nsys_source import Column, TableSource
+from moe_advisor.table_source import Column, TableSource
 from moe_advisor.model import (
     COLLECTIVE_SCHEMA,
     NONE,

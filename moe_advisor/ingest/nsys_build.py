@@ -13,7 +13,7 @@ import polars as pl
 from numpy.typing import NDArray
 
 from moe_advisor.ingest import nccl_nvtx
-from moe_advisor.ingest.nsys_source import Among, Column, TableSource
+from moe_advisor.table_source import Among, Column, TableSource
 from moe_advisor.model import (
     ACTIVITY_SCHEMA,
     CALL_SCHEMA,

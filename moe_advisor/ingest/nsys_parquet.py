@@ -7,7 +7,7 @@ import polars as pl
 
 from moe_advisor.errors import InputError
 from moe_advisor.ingest.nsys_build import KNOWN_TABLES, build
-from moe_advisor.ingest.nsys_source import (
+from moe_advisor.table_source import (
     BLOB_LIMIT_BYTES,
     TEXT_LIMIT_BYTES,
     Among,

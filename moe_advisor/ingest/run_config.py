@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from moe_advisor.advise.keys import KnownKey, environment_names, known
 from moe_advisor.errors import ConfigError
+from moe_advisor.keys import KnownKey, environment_names, known
 from moe_advisor.result import ConfigValue
 
 MAX_BYTES = 64 * 2**20
@@ -628,6 +628,8 @@ def _typed(name: str, value: Any) -> Any:
     kind = row.kind if row else OTHER_KEYS.get(name, "")
     if name in environment_names():
         return None if value is None else str(value)[:MAX_TEXT]
+    if isinstance(value, str) and value.strip().lower() == "none" and row:
+        value = "none" if "none" in row.values else None
     if isinstance(value, str):
         value = _literal(value.strip(), kind)
     if kind == "list":

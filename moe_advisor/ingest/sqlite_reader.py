@@ -15,7 +15,7 @@ from adbc_driver_manager import Error as AdbcError
 from adbc_driver_sqlite import dbapi
 
 from moe_advisor.errors import InputError
-from moe_advisor.ingest.nsys_source import (
+from moe_advisor.table_source import (
     BLOB_LIMIT_BYTES,
     TEXT_LIMIT_BYTES,
     Among,

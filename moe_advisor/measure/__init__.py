@@ -1,0 +1,1 @@
+"""Measures ranks and merges them; pure functions over the tables of `model`."""

@@ -41,7 +41,9 @@ def trace_facts(
         "profiler": profiler,
         "ranks_read": len(partials),
         "steps": max((len(one.step_names) for one in ranks), default=0),
-        "capture_complete": not any(issue.severity == "error" for one in partials for issue in one.issues),
+        "capture_complete": not any(
+            issue.severity == "error" for one in partials for issue in one.issues
+        ),
     }
     if not ranks:
         return t
@@ -52,7 +54,9 @@ def trace_facts(
     if world:
         t["world_size"] = world
         t["single_rank"] = len(ranks) == 1 and world > 1
-    metric = {name: value.value for name, value in summary.metrics.items() if value.value is not None}
+    metric = {
+        name: value.value for name, value in summary.metrics.items() if value.value is not None
+    }
     step = metric["step_ms"]
     families = {family for one in ranks for family in one.facts["families"]}
     has_ep = metric.get("ep_a2a_ms", 0.0) > 0
@@ -67,7 +71,9 @@ def trace_facts(
         if first["dispatches"]:
             per_rank = first["expert_gemms"] / max(len(ranks[0].step_names), 1)
             t["expert_gemm_launches_per_layer"] = per_rank / first["dispatches"]
-    t["cuda_graphs"] = metric.get("graph_kernel_share", 0.0) > 0 or metric.get("graph_opaque_share", 0.0) > 0
+    t["cuda_graphs"] = (
+        metric.get("graph_kernel_share", 0.0) > 0 or metric.get("graph_opaque_share", 0.0) > 0
+    )
     t["graph_opaque"] = metric.get("graph_opaque_share", 0.0) > 0
     t["graph_node_tracing"] = metric.get("graph_kernel_share", 0.0) > 0
     if "recompute_ms" in metric:
@@ -120,20 +126,31 @@ def _dispatcher(
         t["dispatcher"] = "allgather" if gathers else "alltoall"
 
 
-def _parallelism(t: dict[str, Any], ranks: Sequence[RankPartial], metric: Mapping[str, float]) -> None:
+def _parallelism(
+    t: dict[str, Any], ranks: Sequence[RankPartial], metric: Mapping[str, float]
+) -> None:
     """Group sizes by family, from process groups; a size of 1 only where the trace proves it."""
     sizes: dict[str, int] = {}
     for one in ranks:
         for group, family in one.facts["groups"].items():
             size = one.facts["group_sizes"].get(group, 0)
             sizes[family] = max(sizes.get(family, 0), size)
-    for family, name in (("ep", "ep_size"), ("tp", "tp_size"), ("cp", "cp_size"), ("pp", "pp_size")):
+    for family, name in (
+        ("ep", "ep_size"),
+        ("tp", "tp_size"),
+        ("cp", "cp_size"),
+        ("pp", "pp_size"),
+    ):
         if sizes.get(family, 0) > 0:
             t[name] = sizes[family]
-    if "ep_size" not in t and metric.get("ep_a2a_ms", 0.0) > 0 and len(ranks) == t.get("world_size"):
-        if len(ranks) == 2:
-            t["ep_size"] = 2  # two ranks that dispatch to each other are one EP group
-    for family, name in (("tp", "tp_collective_ms"), ("cp", "cp_collective_ms"), ("pp", "pp_p2p_ms")):
+    dispatches = metric.get("ep_a2a_ms", 0.0) > 0
+    if "ep_size" not in t and dispatches and len(ranks) == t.get("world_size") == 2:
+        t["ep_size"] = 2  # two ranks that dispatch to each other are one EP group
+    for family, name in (
+        ("tp", "tp_collective_ms"),
+        ("cp", "cp_collective_ms"),
+        ("pp", "pp_p2p_ms"),
+    ):
         if metric.get(name) == 0.0 and all(one.facts["described_groups"] for one in ranks):
             t.setdefault(f"{family}_size", 1)
 

@@ -8,7 +8,6 @@ from numpy.typing import NDArray
 
 from moe_advisor.intervals import Intervals, merge, union
 from moe_advisor.model import NONE, ActivityKind, CopyKind, RankTrace
-from moe_advisor.roles.assign import RoleTable
 from moe_advisor.roles.taxonomy import Taxonomy
 
 IDLE_CAUSES = ("sync", "alloc", "data", "launch")
@@ -31,7 +30,7 @@ class HostCalls:
     """Start of every cudaFree that a cudaMalloc of the process follows, sorted."""
 
 
-def host_calls(rank: RankTrace, roles: RoleTable, taxonomy: Taxonomy) -> HostCalls:
+def host_calls(rank: RankTrace, taxonomy: Taxonomy) -> HostCalls:
     """Classifies the CUDA calls of the process and finds its data-loading ranges."""
     names = rank.calls["name"].to_numpy()
     start = rank.calls["start_ns"].to_numpy()

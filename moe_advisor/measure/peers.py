@@ -7,7 +7,7 @@ waiting. No clock is compared, so ranks of different hosts match as well as thos
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,15 +43,15 @@ class Instance:
 class Waiting:
     """Waiting and transfer of one rank, per family and step (ns), and the causes of its waits."""
 
-    transfer: dict[Family, PerStep] = field(default_factory=dict)
-    wait: dict[Family, PerStep] = field(default_factory=dict)
-    wait_host: PerStep | None = None
-    wait_imbalance: PerStep | None = None
-    wait_compute: PerStep | None = None
-    wait_ends_ns: NDArray[np.int64] | None = None
+    transfer: dict[Family, PerStep]
+    wait: dict[Family, PerStep]
+    wait_host: PerStep
+    wait_imbalance: PerStep
+    wait_compute: PerStep
+    wait_ends_ns: NDArray[np.int64]
     """Per collective of the rank: the end of its waiting part; its start where it did not wait or
     could not be matched."""
-    matched: NDArray[np.bool_] | None = None
+    matched: NDArray[np.bool_]
     arrived_last: int = 0
     instances: int = 0
 
@@ -101,24 +101,26 @@ def match_peers(partials: Sequence[RankPartial]) -> Peers:
 
 
 def _blank(partial: RankPartial) -> Waiting:
-    steps = len(partial.step_names)
-    rows = len(partial.collectives)
-    one = Waiting(
-        wait_host=np.zeros(steps, np.int64),
-        wait_imbalance=np.zeros(steps, np.int64),
-        wait_compute=np.zeros(steps, np.int64),
+    def zeros() -> PerStep:
+        return np.zeros(len(partial.step_names), np.int64)
+
+    return Waiting(
+        transfer={family: zeros() for family in WAITING_FAMILIES},
+        wait={family: zeros() for family in WAITING_FAMILIES},
+        wait_host=zeros(),
+        wait_imbalance=zeros(),
+        wait_compute=zeros(),
         wait_ends_ns=partial.collectives.start_ns.copy(),
-        matched=np.zeros(rows, np.bool_),
+        matched=np.zeros(len(partial.collectives), np.bool_),
     )
-    for family in WAITING_FAMILIES:
-        one.transfer[family] = np.zeros(steps, np.int64)
-        one.wait[family] = np.zeros(steps, np.int64)
-    return one
 
 
 def _groups(partials: Sequence[RankPartial]) -> dict[str, list[_Member]]:
-    """Communicator name -> its members, in rank order. Kernels of dispatch libraries carry no
-    communicator: the ranks of one world count as theirs, family by family."""
+    """Communicator name -> its members, in rank order.
+
+    Kernels of dispatch libraries carry no communicator: the ranks of one world count as theirs,
+    family by family.
+    """
     found: dict[str, list[_Member]] = defaultdict(list)
     for partial in sorted(partials, key=lambda one: one.rank):
         table = partial.collectives
@@ -177,7 +179,6 @@ def _match_step(
     for position, member in enumerate(members):
         one, at = waiting[member.partial.rank], rows[position]
         number = member.partial.step_names.index(step)
-        assert one.wait_ends_ns is not None and one.matched is not None
         one.wait_ends_ns[at] += wait[position]
         one.matched[at] = True
         families = _FAMILY_OF[tables[position].role[at]]
@@ -191,7 +192,6 @@ def _match_step(
             np.maximum(compute[last, columns] - compute[position], 0),
         )
         mine = families == Family.EP
-        assert one.wait_host is not None and one.wait_compute is not None
         one.wait_host[number] += int(host[mine].sum())
         one.wait_compute[number] += int(slow[mine].sum())
         one.instances += int(mine.sum())

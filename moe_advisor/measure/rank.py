@@ -36,8 +36,6 @@ PART_ORDER = (Role.EXPERT_GEMM, *(role for role in COMPUTE if role is not Role.E
 """Which compute role owns an instant in the stacked bar when two run at once."""
 
 
-
-
 def _names(*roles: Role) -> tuple[str, ...]:
     """The conditions that stand for these roles running."""
     return tuple(f"role:{role.label}" for role in roles)
@@ -97,7 +95,7 @@ class _Measurement:
         self.compute = self.families[Family.COMPUTE]
         self.comm = merge(self.sets[role] for role in COMMUNICATION)
         self.copies = self.families[Family.COPY]
-        self.calls = host_calls(rank, roles, taxonomy)
+        self.calls = host_calls(rank, taxonomy)
         self.idle = divide_idle(rank, self.busy, self.span, self.calls)
         self.starved = starved_launches(rank, self.compute_rows, self.compute, self.span)
         self.recompute = find_recompute(rank, roles)
@@ -400,11 +398,15 @@ class _Measurement:
         group[np.isin(group, unnamed)] = -1
         call = self.rank.activities["call"].to_numpy()
         launch = np.where(call >= 0, call, 0)
-        order = np.lexsort((self.start[rows], launch[rows], self._channel(rows, group), self.step[rows]))
+        order = np.lexsort(
+            (self.start[rows], launch[rows], self._channel(rows, group), self.step[rows])
+        )
         rows = rows[order]
         channel = self._channel(rows, group)
         key = self.step[rows] * (int(channel.max(initial=0)) + 1) + channel
-        fresh = np.concatenate([[True], key[1:] != key[:-1]]) if len(rows) else np.zeros(0, np.bool_)
+        fresh = (
+            np.concatenate([[True], key[1:] != key[:-1]]) if len(rows) else np.zeros(0, np.bool_)
+        )
         position = np.arange(len(rows))
         first = np.maximum.accumulate(np.where(fresh, position, 0)) if len(rows) else position
         before_end = np.where(
@@ -509,7 +511,6 @@ class _Measurement:
             ),
         }
 
-
     def _gathers(self) -> bool:
         """Whether tokens travel by all-gather and reduce-scatter instead of all-to-all."""
         table = self.rank.collectives
@@ -563,4 +564,3 @@ _HIDDEN_BY_GRAPHS = (
     "compute_absent_unresolved_ms",
     "ep_a2a_blocking_ms",
 )
-

@@ -44,9 +44,7 @@ def _from_operators(rank: RankTrace) -> NDArray[np.bool_]:
     Functions are numbered always (`_AllToAllBackward` applies `_AllToAll`): they are no evidence.
     """
     operators = rank.ranges.filter(pl.col("kind") == RangeKind.OPERATOR)
-    aten = [
-        n for n in operators["name"].unique().to_list() if rank.names[n].startswith("aten::")
-    ]
+    aten = [n for n in operators["name"].unique().to_list() if rank.names[n].startswith("aten::")]
     nodes = operators.filter(pl.col("forward_tid") != NONE)
     again = operators.filter(
         (pl.col("forward_tid") == NONE) & (pl.col("sequence") != NONE) & pl.col("name").is_in(aten)
@@ -162,7 +160,10 @@ def _reopened_ranges(rank: RankTrace, roles: RoleTable) -> tuple[NDArray[np.bool
 
 def _is_forward_attention(name: str) -> bool:
     lowered = name.lower()
-    return any(text in lowered for text in ("flash_fprop", "flash_fwd", "attnfwd", "attentionforward", "fmha_cutlassf"))
+    return any(
+        text in lowered
+        for text in ("flash_fprop", "flash_fwd", "attnfwd", "attentionforward", "fmha_cutlassf")
+    )
 
 
 def _common(first: NDArray[np.uint32], second: NDArray[np.uint32]) -> int:

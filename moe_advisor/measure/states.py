@@ -30,20 +30,27 @@ class States:
     ns: NDArray[np.int64]
 
     def time(self, holds: Iterable[str] = (), lacks: Iterable[str] = ()) -> NDArray[np.int64]:
-        """ns per step in which any condition of `holds` holds (all states if it is empty) and
-        none of `lacks` does. Conditions that never occurred are allowed."""
-        wanted, unwanted = self._mask(holds), self._mask(lacks)
-        chosen = (self.keys & unwanted) == 0
-        if holds := tuple(holds):
-            chosen &= (self.keys & wanted) != 0
-        return self.ns[:, chosen].sum(axis=1)
+        """Time (ns per step) in which a condition of `holds` holds and none of `lacks` does.
 
-    def both(self, one: Iterable[str], other: Iterable[str], lacks: Iterable[str] = ()) -> NDArray[np.int64]:
-        """ns per step in which a condition of `one` and one of `other` hold, none of `lacks`."""
+        An empty `holds` asks for nothing. Conditions that never occurred are allowed.
+        """
+        wanted = tuple(holds)
+        chosen = (self.keys & self._mask(lacks)) == 0
+        if wanted:
+            chosen &= (self.keys & self._mask(wanted)) != 0
+        return self._sum(chosen)
+
+    def both(
+        self, one: Iterable[str], other: Iterable[str], lacks: Iterable[str] = ()
+    ) -> NDArray[np.int64]:
+        """Time (ns per step) in which one of each hold and none of `lacks` does."""
         chosen = (self.keys & self._mask(one)) != 0
         chosen &= (self.keys & self._mask(other)) != 0
         chosen &= (self.keys & self._mask(lacks)) == 0
-        return self.ns[:, chosen].sum(axis=1)
+        return self._sum(chosen)
+
+    def _sum(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
+        return np.asarray(self.ns[:, chosen].sum(axis=1), np.int64)
 
     def _mask(self, names: Iterable[str]) -> int:
         return sum(1 << self.bits[name] for name in set(names) if name in self.bits)

@@ -19,7 +19,9 @@ STEP_NAMES = (
 )
 """Step annotations in order of preference: the framework's own, then the profiler's."""
 
-SPECIAL_STEP = re.compile(r"(?i)save_checkpoint|checkpoint_save|\bevaluate\b|validation_step|^eval\b")
+SPECIAL_STEP = re.compile(
+    r"(?i)save_checkpoint|checkpoint_save|\bevaluate\b|validation_step|^eval\b"
+)
 """Ranges that make a step one of checkpointing or evaluation, which no mean should hold."""
 
 CUT_STEP_SHARE = 0.5
@@ -77,7 +79,7 @@ def find_steps(
     host = (
         _annotated(rank, pattern)
         or _by_optimizer(rank, roles)
-        or _by_repetition(rank, roles)
+        or _by_repetition(rank)
         or _whole(rank)
     )
     windows = _on_gpu(rank, roles, host)
@@ -88,12 +90,14 @@ def find_steps(
 def _annotated(rank: RankTrace, pattern: str | None) -> _HostSteps | None:
     ranges = rank.ranges.filter(pl.col("kind") == RangeKind.ANNOTATION)
     names = {name: rank.names[name] for name in ranges["name"].unique().to_list()}
-    choices = STEP_NAMES
+    choices: tuple[tuple[str, re.Pattern[str]], ...] = STEP_NAMES
     if pattern is not None:
         try:
             choices = ((pattern, re.compile(pattern)),)
         except re.error as error:
-            raise ConfigError(f"--step-pattern {pattern!r}: not a regular expression: {error}") from None
+            raise ConfigError(
+                f"--step-pattern {pattern!r}: not a regular expression: {error}"
+            ) from None
     for label, expression in choices:
         matching = [number for number, name in names.items() if expression.search(name)]
         if matching:
@@ -129,15 +133,13 @@ def _by_optimizer(rank: RankTrace, roles: RoleTable) -> _HostSteps | None:
     after = np.searchsorted(gemms, start[rows], side="right")
     closes = np.concatenate([after[1:] > after[:-1], [True]])
     ends = np.maximum.accumulate(end[rows])[closes]
-    if len(gemms) and len(ends) and after[closes][-1] < len(gemms):
-        ends = ends  # work after the last optimizer step is a cut step: no boundary follows it
     if len(ends) < 2:
         return None
     names = [f"step {index}" for index in range(1, len(ends))]
     return _HostSteps(names, ends[:-1], ends[1:], "optimizer", None)
 
 
-def _by_repetition(rank: RankTrace, roles: RoleTable) -> _HostSteps | None:
+def _by_repetition(rank: RankTrace) -> _HostSteps | None:
     """Steps from the rarest kernel that comes back at a steady pace, at least three times."""
     kernels = rank.activities.filter(pl.col("kind") == ActivityKind.KERNEL)
     if not len(kernels):
@@ -157,7 +159,9 @@ def _by_repetition(rank: RankTrace, roles: RoleTable) -> _HostSteps | None:
         return None
     starts = kernels.filter(pl.col("name") == found["name"][0])["start_ns"].to_numpy()
     names = [f"repetition {index}" for index in range(len(starts) - 1)]
-    return _HostSteps(names, starts[:-1], starts[1:], "repetition", rank.names[found["name"][0]][:80])
+    return _HostSteps(
+        names, starts[:-1], starts[1:], "repetition", rank.names[found["name"][0]][:80]
+    )
 
 
 def _whole(rank: RankTrace) -> _HostSteps:
@@ -167,7 +171,11 @@ def _whole(rank: RankTrace) -> _HostSteps:
     else:
         start = end = 0
     return _HostSteps(
-        ["whole trace"], np.asarray([start], np.int64), np.asarray([end], np.int64), "whole-trace", None
+        ["whole trace"],
+        np.asarray([start], np.int64),
+        np.asarray([end], np.int64),
+        "whole-trace",
+        None,
     )
 
 
@@ -194,7 +202,9 @@ def _on_gpu(rank: RankTrace, roles: RoleTable, host: _HostSteps) -> StepWindows:
     computes = is_kernel & (roles.roles[order] < Role.EP_DISPATCH)
     lowest = np.iinfo(np.int64).min
     reach = np.maximum.accumulate(np.concatenate([[lowest], end]))
-    compute_reach = np.maximum.accumulate(np.concatenate([[lowest], np.where(computes, end, lowest)]))
+    compute_reach = np.maximum.accumulate(
+        np.concatenate([[lowest], np.where(computes, end, lowest)])
+    )
     first = np.searchsorted(launch, host.start)
     last = np.searchsorted(launch, host.end)
     boundary = np.zeros(count, np.int64)
@@ -220,8 +230,9 @@ def _on_gpu(rank: RankTrace, roles: RoleTable, host: _HostSteps) -> StepWindows:
         joined = pause <= FOREIGN_PAUSE_STEPS * median
         ends[:-1] = np.where(joined, boundary[1:], np.minimum(final[:-1], boundary[1:]))
     keep = ~empty
-    for step in np.flatnonzero(empty):
-        dropped.append((host.names[step], "no GPU work was launched in it"))
+    dropped.extend(
+        (host.names[step], "no GPU work was launched in it") for step in np.flatnonzero(empty)
+    )
     for step in {0, count - 1} if count > 2 else set():
         if keep[step] and lengths[step] < CUT_STEP_SHARE * median:
             keep[step] = False
@@ -267,10 +278,14 @@ def _selected(windows: StepWindows, select: str | None) -> StepWindows:
         return windows
     match = re.fullmatch(r"(\d*):(\d*)", select)
     if not match:
-        raise ConfigError(f"--steps {select}: write A:B, counted from 0, B not included; for example 1:4")
+        raise ConfigError(
+            f"--steps {select}: write A:B, counted from 0, B not included; for example 1:4"
+        )
     chosen = range(len(windows))[slice(*(int(part) if part else None for part in match.groups()))]
     if not len(chosen):
-        raise ConfigError(f"--steps {select}: selects none of the {len(windows)} steps in the trace")
+        raise ConfigError(
+            f"--steps {select}: selects none of the {len(windows)} steps in the trace"
+        )
     others = tuple(
         (name, f"not in --steps {select}")
         for index, name in enumerate(windows.names)

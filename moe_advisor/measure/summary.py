@@ -170,9 +170,7 @@ class _Metrics:
         return {name: self.found[name] for name in METRICS}
 
     def value(self, name: str) -> float:
-        found = self.found[name].value
-        assert found is not None
-        return found
+        return self.found[name].value or 0.0
 
     def _per_rank(
         self, name: str, values: Sequence[NDArray[np.float64]], basis: str | None = None
@@ -201,16 +199,14 @@ class _Metrics:
     def _ratio(self, name: str, above: str, below: str, absent: str) -> None:
         """The ratio of two metrics' run values, and of their rank values."""
         top, bottom = self.found[above], self.found[below]
-        if not top.value and top.value is None or not bottom.value:
+        if (not top.value and top.value is None) or not bottom.value:
             self.found[name] = _not_measured(name, absent)
             return
         per_rank = [
             RankValue(
                 rank=a.rank,
                 value=_round(a.value / b.value) if a.value is not None and b.value else None,
-                steps=[
-                    _round(x / y) if y else 0.0 for x, y in zip(a.steps, b.steps, strict=True)
-                ],
+                steps=[_round(x / y) if y else 0.0 for x, y in zip(a.steps, b.steps, strict=True)],
             )
             for a, b in zip(top.per_rank, bottom.per_rank, strict=True)
         ]
@@ -310,7 +306,7 @@ class _Metrics:
             return
         # Each byte sent was read and written by a permutation before the wire, each byte received
         # by one after it: two passes over memory per byte moved.
-        rate = float(bandwidth) * ACHIEVABLE_BANDWIDTH * 1e9 / 1e3  # bytes per ms
+        rate = float(bandwidth or 0) * ACHIEVABLE_BANDWIDTH * 1e9 / 1e3  # bytes per ms
         floors = [2 * one.times_ns["permute_comm_bound"] / rate for one in self.ranks]
         permutes = [one.times_ns["permute"] / NS_PER_MS for one in self.ranks]
         self._per_rank("permute_floor_ms", floors)
@@ -333,7 +329,6 @@ class _Metrics:
         rates = []
         for one in self.ranks:
             waiting = self.peers.by_rank[one.rank]
-            assert waiting.matched is not None
             sent, rows = bytes_leaving(one.collectives, waiting.matched)
             transfer = int(waiting.transfer[Family.EP].sum())
             if rows and transfer:
@@ -403,9 +398,7 @@ _REASONS = {
 
 
 def _not_measured(name: str, reason: str) -> MetricValue:
-    return MetricValue(
-        status="not_measured", value=None, unit=METRICS[name].unit, reason=reason
-    )
+    return MetricValue(status="not_measured", value=None, unit=METRICS[name].unit, reason=reason)
 
 
 def _round(value: float) -> float:
@@ -427,7 +420,6 @@ def _unknown_ns(one: RankPartial) -> int:
 
 def _all_matched(one: RankPartial, waiting: Waiting, family: Family) -> bool:
     rows = np.isin(one.collectives.role, [role for role in Role if role.family is family])
-    assert waiting.matched is not None
     return bool(waiting.matched[rows].all())
 
 
@@ -479,13 +471,9 @@ def _split_parts(one: RankPartial, waiting: Waiting) -> dict[str, NDArray[np.int
     exposed = parts.pop("ep_a2a_exposed", None)
     if exposed is None:
         return parts
-    result: dict[str, NDArray[np.int64]] = {}
-    for name, values in parts.items():
-        if part_family(name) == "compute":
-            result[name] = values
+    result = {name: values for name, values in parts.items() if part_family(name) == "compute"}
     if _all_matched(one, waiting, Family.EP) and len(one.collectives):
         table = one.collectives
-        assert waiting.wait_ends_ns is not None
         ep = np.isin(table.role, [role for role in Role if role.family is Family.EP])
         waits = union(table.start_ns[ep], waiting.wait_ends_ns[ep])
         window_end = one.window_start_ns + one.step_ns
@@ -530,7 +518,12 @@ def _mean_parts(by_rank: Sequence[RankParts]) -> list[StepPart]:
             totals[part.part] = totals.get(part.part, 0.0) + part.ms
             shown[part.part] = part
     rank_of = {
-        name: (("compute", "exposed_communication", "opaque", "copies", "idle").index(part_family(name)), order.index(name))
+        name: (
+            ("compute", "exposed_communication", "opaque", "copies", "idle").index(
+                part_family(name)
+            ),
+            order.index(name),
+        )
         for name in totals
     }
     rank_of = {name: ((-1, 0) if name == "expert_gemm" else key) for name, key in rank_of.items()}
@@ -611,7 +604,13 @@ def _idle_causes(ranks: Sequence[RankPartial]) -> list[IdleCause]:
         detail = [
             {
                 "name": name,
-                "count": _round(float(np.mean([_detail(one, cause, name)[0] / len(one.step_names) for one in ranks]))),
+                "count": _round(
+                    float(
+                        np.mean(
+                            [_detail(one, cause, name)[0] / len(one.step_names) for one in ranks]
+                        )
+                    )
+                ),
                 "ms": _mean_ms(ranks, lambda one, c=cause, n=name: _detail(one, c, n)[1]),  # type: ignore[misc]
             }
             for name in names
@@ -634,6 +633,7 @@ def _roles(ranks: Sequence[RankPartial]) -> list[RoleResult]:
         present = [one for one in ranks if role.label in one.roles]
         if not present:
             continue
+
         def of(one: RankPartial, name: str, label: str = role.label) -> float:
             return float(getattr(one.roles[label], name)) if label in one.roles else 0.0
 
@@ -654,8 +654,12 @@ def _roles(ranks: Sequence[RankPartial]) -> list[RoleResult]:
                 role=role.label,
                 family=str(role.family),
                 ms=ms,
-                exposed_ms=_mean_ms(ranks, lambda one: of(one, "exposed_ns")) if communicates else None,
-                count=_round(float(np.mean([of(one, "count") / len(one.step_names) for one in ranks]))),
+                exposed_ms=_mean_ms(ranks, lambda one: of(one, "exposed_ns"))
+                if communicates
+                else None,
+                count=_round(
+                    float(np.mean([of(one, "count") / len(one.step_names) for one in ranks]))
+                ),
                 share=_round(ms / step) if step else 0.0,
                 confidence=CONFIDENCE[weakest],  # type: ignore[arg-type]
                 sources=shares,
@@ -680,7 +684,14 @@ def _unclassified(ranks: Sequence[RankPartial]) -> list[Unclassified]:
             name=name,
             ms=_mean_ms(ranks, lambda one, n=name: one.unclassified.get(n, (0, 0))[1]),  # type: ignore[misc]
             count=_round(
-                float(np.mean([one.unclassified.get(name, (0, 0))[0] / len(one.step_names) for one in ranks]))
+                float(
+                    np.mean(
+                        [
+                            one.unclassified.get(name, (0, 0))[0] / len(one.step_names)
+                            for one in ranks
+                        ]
+                    )
+                )
             ),
         )
         for name in names
@@ -730,7 +741,7 @@ def _collective_views(ranks: Sequence[RankPartial], peers: Peers) -> list[Collec
     views = []
     for number, (members, instances) in enumerate(sorted(groups.items()), 1):
         last: dict[str, int] = {str(rank): 0 for rank in members}
-        shown = []
+        shown: list[CollectiveInstance] = []
         for instance in instances:
             late = members[int(np.argmin(instance.waits_ns))]
             last[str(late)] += 1

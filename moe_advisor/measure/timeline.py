@@ -93,7 +93,10 @@ def short_name(name: str) -> str:
     text = name.removeprefix("void ")
     cut = min((at for at in (text.find("<", 1), text.find("(", 1)) if at > 0), default=len(text))
     head = text[:cut] if not text.startswith(("<", "(")) else text
-    if head.endswith(("::", "at::native::")) or head in ("cutlass::device_kernel", "cutlass::Kernel2"):
+    if head.endswith(("::", "at::native::")) or head in (
+        "cutlass::device_kernel",
+        "cutlass::Kernel2",
+    ):
         head = text
     return safe_text(head, NAME_LIMIT)
 
@@ -155,6 +158,3 @@ def _host_ranges(measured: MeasuredRank, number: int, start: int) -> list[list[o
         if len(found) >= MAX_HOST_RANGES:
             break
     return found
-
-
-

@@ -108,11 +108,11 @@ class RoleTable:
 
     def has_nature(self, nature: str) -> NDArray[np.bool_]:
         """Which activities have this nature by their name alone."""
-        return self.natures == _NATURE_INDEX[nature]
+        return np.asarray(self.natures == _NATURE_INDEX[nature])
 
     def mask(self, *roles: Role) -> NDArray[np.bool_]:
         """Which activities have one of these roles."""
-        return np.isin(self.roles, roles)
+        return np.isin(self.roles, np.asarray(roles, np.int8))
 
     def context_of(self, calls: NDArray[np.int64]) -> NDArray[np.int16]:
         """The context index of each activity's launch; 0 (unknown) where it has none."""
@@ -151,7 +151,7 @@ def assign_roles(rank: RankTrace, taxonomy: Taxonomy) -> RoleTable:
     nature = _natures(rank, rows, taxonomy)
     roles, sources, known = _by_name_and_context(rows, nature, contexts)
     families = _communication(rank, rows, nature, contexts, taxonomy, roles, sources)
-    _by_structure(rank, rows, nature, contexts, roles, sources)
+    _by_structure(rows, nature, contexts, roles, sources)
     _unfused_attention(nature, roles, sources)
     return RoleTable(roles, sources, contexts, known, nature, families)
 
@@ -209,7 +209,9 @@ def _by_name_and_context(
         role[index] = decided if decided is not None else Role[what.upper()]
     roles = role[inverse].astype(np.int8)
     sources = np.where(
-        by_context[inverse], np.where(rows.linked, Source.FORWARD_LINK, Source.ANNOTATION), Source.NAME
+        by_context[inverse],
+        np.where(rows.linked, Source.FORWARD_LINK, Source.ANNOTATION),
+        Source.NAME,
     ).astype(np.int8)
     sources[rows.kind != ActivityKind.KERNEL] = Source.METADATA
     return roles, sources, known[inverse]
@@ -231,14 +233,12 @@ def _communication(
     table = rank.collectives
     families: dict[int, str] = {}
     described = np.zeros(len(roles), np.bool_)
-    for (group, description), part in table.group_by(
-        ["group", "description"], maintain_order=True
-    ):
-        family = taxonomy.group_family(rank.names[int(description)])  # type: ignore[call-overload]
+    for (group, description), part in table.group_by(["group", "description"], maintain_order=True):
+        family = taxonomy.group_family(rank.names[int(description)])
         source = Source.METADATA
         if family is None or family == "none":
             family, source = _family_of_group(rank, rows, nature, contexts, part)
-        families[int(group)] = family  # type: ignore[call-overload]
+        families[int(group)] = family
         at = part["activity"].to_numpy()
         roles[at] = _roles_of_group(family, part)
         sources[at] = source
@@ -294,7 +294,11 @@ def _family_of_group(
         CollectiveKind.ALL_GATHER,
         CollectiveKind.REDUCE_SCATTER,
     }:
-        if kinds == {CollectiveKind.ALL_GATHER} and _all_small(sizes) and _feeds_all_to_all(rank, at):
+        if (
+            kinds == {CollectiveKind.ALL_GATHER}
+            and _all_small(sizes)
+            and _feeds_all_to_all(rank, at)
+        ):
             return "ep", Source.STRUCTURE
         attention = int((nature == _NATURE_INDEX["attention"]).sum())
         if attention and len(at) > TP_PER_ATTENTION * attention:
@@ -320,14 +324,17 @@ def _feeds_all_to_all(rank: RankTrace, at: NDArray[np.int64]) -> bool:
 def _roles_of_group(family: str, part: pl.DataFrame) -> NDArray[np.int8]:
     kinds, sizes = part["kind"].to_list(), part["bytes_sent"].to_list()
     return np.asarray(
-        [_role_of(family, CollectiveKind(kind), size) for kind, size in zip(kinds, sizes, strict=True)],
+        [
+            _role_of(family, CollectiveKind(kind), size)
+            for kind, size in zip(kinds, sizes, strict=True)
+        ],
         np.int8,
     )
 
 
 def _role_of(family: str, kind: CollectiveKind, bytes_sent: int) -> Role:
     """The role of one collective of a communicator whose family is known."""
-    small = 0 <= bytes_sent
+    small = bytes_sent >= 0
     if family == "ep":
         if kind is CollectiveKind.ALL_TO_ALL or kind is CollectiveKind.UNKNOWN:
             return Role.EP_NOTIFY if small and bytes_sent <= COUNTS_BYTES else Role.EP_DISPATCH
@@ -355,7 +362,6 @@ def _role_of(family: str, kind: CollectiveKind, bytes_sent: int) -> Role:
 
 
 def _by_structure(
-    rank: RankTrace,
     rows: _Rows,
     nature: NDArray[np.int8],
     contexts: LaunchContexts,
@@ -382,7 +388,9 @@ def _by_structure(
         burst_start, burst_of = _bursts(rows, payload, gemm)
         gap_kind = _gap_kinds(rows, roles, burst_start)
         _attribute_gemms(rows, roles, sources, burst_start, gap_kind)
-        named = np.isin(nature[payload], (_NATURE_INDEX["ep_dispatch"], _NATURE_INDEX["ep_combine"]))
+        named = np.isin(
+            nature[payload], (_NATURE_INDEX["ep_dispatch"], _NATURE_INDEX["ep_combine"])
+        )
         into = np.where(gap_kind[burst_of] == 1, Role.EP_DISPATCH, Role.EP_COMBINE)
         undecided = (gap_kind[burst_of] == 0) | named
         roles[payload] = np.where(undecided, roles[payload], into)
@@ -415,7 +423,9 @@ def _bursts(
     return starts[opens], np.cumsum(opens) - 1
 
 
-def _gap_kinds(rows: _Rows, roles: NDArray[np.int8], burst_start: NDArray[np.int64]) -> NDArray[np.int8]:
+def _gap_kinds(
+    rows: _Rows, roles: NDArray[np.int8], burst_start: NDArray[np.int64]
+) -> NDArray[np.int8]:
     """Per burst, what the gap after it holds: 1 experts, 2 dense layers, 0 not known."""
     kinds = np.zeros(len(burst_start), np.int8)
 
@@ -474,8 +484,11 @@ def _unfused_attention(
 def _direction_by_context(
     rows: _Rows, contexts: LaunchContexts, roles: NDArray[np.int8], payload: NDArray[np.int64]
 ) -> None:
-    """Dispatch or combine from ranges. The backward of a combine sends gradients to the experts:
-    on the wire it is a dispatch, and the other way round, as DeepEP names its kernels."""
+    """Dispatch or combine from ranges.
+
+    The backward of a combine sends gradients to the experts: on the wire it is a dispatch, and
+    the other way round, as DeepEP names its kernels.
+    """
     context, linked = rows.context[payload], rows.linked[payload]
     combine = context == contexts.of("combine")
     dispatch = context == contexts.of("dispatch")

@@ -147,7 +147,7 @@ def _timelines(ranges: pl.DataFrame) -> dict[int, _Timeline]:
             linked.append(by_link)
             stack.append((end, label, by_link))
         leave(1 << 62)
-        found[int(tid)] = _Timeline(  # type: ignore[call-overload]
+        found[int(tid)] = _Timeline(
             np.asarray(times, np.int64), np.asarray(labels, np.int16), np.asarray(linked, np.bool_)
         )
     return found

@@ -7,7 +7,7 @@ from typing import Any
 
 import polars as pl
 import pytest
-from kineto_builder import (
+from tests.kineto_builder import (
     LAUNCHED,
     METADATA,
     annotation,

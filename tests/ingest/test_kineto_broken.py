@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kineto_builder import LAUNCHED, METADATA, call, event_text, kernel, operator, trace, write
+from tests.kineto_builder import LAUNCHED, METADATA, call, event_text, kernel, operator, trace, write
 
 from moe_advisor.errors import InputError
 from moe_advisor.ingest import kineto

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kineto_builder import annotation, call, collective, comms, kernel, trace, write
+from tests.kineto_builder import annotation, call, collective, comms, kernel, trace, write
 
 from moe_advisor.ingest import kineto
 from moe_advisor.ingest.kineto_collectives import collective_kind, element_bytes, nccl_kernel_kind

@@ -7,7 +7,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from kineto_builder import LAUNCHED, METADATA, trace
+from tests.kineto_builder import LAUNCHED, METADATA, trace
 
 from moe_advisor.errors import InputError
 from moe_advisor.ingest.sniff import detect

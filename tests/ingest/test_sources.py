@@ -5,7 +5,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from kineto_builder import LAUNCHED, trace, write
+from tests.kineto_builder import LAUNCHED, trace, write
 
 from moe_advisor.errors import InputError
 from moe_advisor.ingest import sources

@@ -20,7 +20,9 @@ def rank(number: int, start: float, *, compute: float = 0, received: int = 1 << 
     b.kernel(0, 10, launch=0)
     if compute:
         b.kernel(10, 10 + compute, launch=1)
-    b.collective(start, 80, CollectiveKind.ALL_TO_ALL, "1|[0, 1]", EP, received=received, launch=start - 1)
+    b.collective(
+        start, 80, CollectiveKind.ALL_TO_ALL, "1|[0, 1]", EP, received=received, launch=start - 1
+    )
     b.kernel(80, 100, launch=start)
     return measure_rank(b.build(), builtin()).partial
 
@@ -56,9 +58,12 @@ def test_tokens_received_give_the_imbalance() -> None:
 
 
 def test_from_one_rank_alone_transfer_is_bounded_not_measured() -> None:
-    found = summarise([rank(0, 20)], {"nvlink_gbps_per_direction": 450}).metrics["ep_a2a_transfer_ms"]
+    found = summarise([rank(0, 20)], {"nvlink_gbps_per_direction": 450}).metrics[
+        "ep_a2a_transfer_ms"
+    ]
     assert found.status == "estimated"
-    assert found.low is not None and found.high is not None
+    assert found.low is not None
+    assert found.high is not None
     assert found.low < found.high <= 0.06
 
 

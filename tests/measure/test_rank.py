@@ -150,7 +150,9 @@ def built(chosen: list[tuple[int, int, str, int, int]]) -> TraceBuilder:
         launch = max(start - early, 0)
         end = start + length
         if what == "ep":
-            b.collective(start, end, CollectiveKind.ALL_TO_ALL, "1", EP, launch=launch, stream=stream)
+            b.collective(
+                start, end, CollectiveKind.ALL_TO_ALL, "1", EP, launch=launch, stream=stream
+            )
         elif what == "copy":
             b.kernel(start, end, "copy", kind=ActivityKind.MEMCPY, launch=launch, stream=stream)
         else:

@@ -40,7 +40,9 @@ def test_gradient_norm_is_not_expert_traffic() -> None:
     b = TraceBuilder()
     group = "EXPERT_TENSOR_MODEL_PIPELINE_PARALLEL_GROUP"
     b.collective(0, 5, CollectiveKind.ALL_REDUCE, "9", group, name=ALL_REDUCE, sent=4)
-    b.collective(6, 9, CollectiveKind.ALL_GATHER, "8", "EXPERT_TENSOR_AND_MODEL_PARALLEL_GROUP", sent=256)
+    b.collective(
+        6, 9, CollectiveKind.ALL_GATHER, "8", "EXPERT_TENSOR_AND_MODEL_PARALLEL_GROUP", sent=256
+    )
     assert roles_of(b) == ["dp_norm", "ep_notify"]
 
 
@@ -52,7 +54,12 @@ def test_an_unnamed_send_recv_is_never_assumed_to_be_expert_traffic() -> None:
 
 def test_the_range_a_gemm_was_launched_under_tells_experts_from_dense_layers() -> None:
     b = TraceBuilder()
-    for at, name in ((0, "moe.experts"), (20, "layer0.attention"), (40, "moe.router"), (60, "shared_experts")):
+    for at, name in (
+        (0, "moe.experts"),
+        (20, "layer0.attention"),
+        (40, "moe.router"),
+        (60, "shared_experts"),
+    ):
         b.range(at, at + 10, name)
         b.kernel(at + 2, at + 8, GEMM)
     b.kernel(82, 88, GEMM)
@@ -108,7 +115,9 @@ def test_structure_says_nothing_where_micro_batches_overlap() -> None:
     assert "expert_gemm" not in roles_of(b)
 
 
-def test_dispatch_libraries_are_known_by_name_and_their_local_kernels_are_no_communication() -> None:
+def test_dispatch_libraries_are_known_by_name_and_their_local_kernels_are_no_communication() -> (
+    None
+):
     b = TraceBuilder()
     b.kernel(0, 1, "void deep_ep::layout::get_dispatch_layout<256, 32, 8>()")
     b.kernel(2, 3, "void deep_ep::intranode::notify_dispatch<2>()")
@@ -123,5 +132,9 @@ def test_an_opaque_graph_launch_has_a_role_of_its_own() -> None:
     b.kernel(10, 11, "some_kernel_nobody_knows")
     b.kernel(12, 13, ADD)
     table = assign_roles(b.build(), builtin())
-    assert [Role(role).label for role in table.roles] == ["graph_opaque", "compute_other", "elementwise"]
+    assert [Role(role).label for role in table.roles] == [
+        "graph_opaque",
+        "compute_other",
+        "elementwise",
+    ]
     assert table.known.tolist() == [True, False, True]

@@ -1,0 +1,157 @@
+"""Evaluates expressions of rules that do not ship with the program, in a child process.
+
+The child has a memory limit and a processor-time limit, and each expression a deadline. A child
+that is killed is replaced; the expression that killed it is an error and the rest goes on. Run as
+a module it is the child: one JSON request per line in, one JSON answer per line out.
+"""
+
+import json
+import os
+import select
+import subprocess
+import sys
+from types import TracebackType
+from typing import Any, Self
+
+from moe_advisor.advise.expressions import Answer, Context, Truth, evaluate, names, plain
+
+DEADLINE_S = 2.0
+"""Wall time of one expression. A rule of the longest allowed source takes under 1 ms."""
+
+START_S = 20.0
+"""Wall time for the child's start on a busy machine."""
+
+CPU_S = 60
+MEMORY_BYTES = 512 * 2**20
+"""The interpreter and the engine need under 100 MB."""
+
+_READY = "ready"
+
+
+class Sandbox:
+    """An evaluator in a child process; a context manager that ends it."""
+
+    def __init__(self, deadline_s: float = DEADLINE_S) -> None:
+        self._deadline_s = deadline_s
+        self._child: subprocess.Popen[bytes] | None = None
+        self._buffer = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __call__(self, source: str, context: Context) -> Answer:
+        """The answer of `source` on `context`; a timeout or a crash is an error answer."""
+        request = json.dumps({"source": source, "context": _used(source, context)}).encode()
+        try:
+            child = self._start()
+            if child.stdin is None:
+                raise OSError("no pipe to the child")
+            child.stdin.write(request + b"\n")
+            child.stdin.flush()
+            line = self._read_line(self._deadline_s)
+        except OSError as error:
+            self.close()
+            return Answer(Truth.ERROR, error=f"the evaluating process failed: {error.strerror}")
+        if line is None:
+            self.close()
+            return Answer(
+                Truth.ERROR,
+                error=f"no answer within {self._deadline_s:g} s and {MEMORY_BYTES >> 20} MiB",
+            )
+        answer = json.loads(line)
+        return Answer(Truth(answer["truth"]), tuple(answer["missing"]), answer["error"])
+
+    def close(self) -> None:
+        """End the child, if there is one."""
+        child, self._child, self._buffer = self._child, None, b""
+        if child is None:
+            return
+        child.kill()
+        for pipe in (child.stdin, child.stdout):
+            if pipe is not None:
+                try:
+                    pipe.close()
+                except OSError:
+                    continue
+        child.wait()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        if self._child is not None:
+            return self._child
+        self._child = subprocess.Popen(  # noqa: S603 - the interpreter and module are fixed
+            [sys.executable, "-I", "-c", _bootstrap()],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env={},
+            cwd="/" if os.name == "posix" else None,
+        )
+        if self._read_line(START_S) is None:
+            self.close()
+            raise OSError(0, "it did not start")
+        return self._child
+
+    def _read_line(self, timeout_s: float) -> bytes | None:
+        """The child's next line, or None when it is silent for too long or gone."""
+        child = self._child
+        if child is None or child.stdout is None:
+            return None
+        while b"\n" not in self._buffer:
+            ready, _, _ = select.select([child.stdout], [], [], timeout_s)
+            if not ready:
+                return None
+            chunk = os.read(child.stdout.fileno(), 65536)
+            if not chunk:
+                return None
+            self._buffer += chunk
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line
+
+
+def _used(source: str, context: Context) -> dict[str, dict[str, Any]]:
+    """The part of the facts that the expression names; nothing else leaves this process."""
+    used: dict[str, dict[str, Any]] = {}
+    for name in names(source):
+        root, _, leaf = name.partition(".")
+        table = context.get(root, {})
+        if leaf in table:
+            used.setdefault(root, {})[leaf] = plain(table[leaf])
+    return used
+
+
+def _bootstrap() -> str:
+    """Program of the child: isolated from the environment, it knows only this import path."""
+    return f"import sys; sys.path[:] = {sys.path!r}; from {__name__} import serve; serve()"
+
+
+def serve() -> None:
+    """Body of the child: limits first, then answers until the pipe closes."""
+    try:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    except (ImportError, ValueError, OSError):
+        # Not every platform has limits; the deadline holds without them.
+        pass
+    evaluate("true", {})
+    print(_READY, flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer = evaluate(request["source"], request["context"])
+        reply = {
+            "truth": answer.truth.value,
+            "missing": list(answer.missing),
+            "error": answer.error,
+        }
+        print(json.dumps(reply), flush=True)
