@@ -62,6 +62,11 @@ def judge(
     certain = {w: sum(s.low_ms for s in shares if s.wall == w) / step for w in WALLS}
     unsplit = "ep_a2a_exposed" in parts and parts["ep_a2a_exposed"] > 0
     verdict, margin = _verdict(scores, certain, unsplit)
+    hidden = _unmeasured_excess(metrics) / step
+    if verdict not in ("compute_host", "inconclusive", "mixed"):
+        # What the floor of compute could add must not turn the order around.
+        doubt = scores[verdict] - scores["compute_host"] - hidden
+        verdict = verdict if doubt >= MARGIN else "mixed"
     ordered = sorted(WALLS, key=lambda w: -scores[w])
     leader = verdict if verdict in WALLS else ordered[0]
     limiter = _limiter(leader, shares, scores[leader]) if verdict != "inconclusive" else None
@@ -87,7 +92,7 @@ def judge(
             if s.ms > 0
         ],
         not_measured=_gaps(metrics, unsplit),
-        reasons=_reasons(verdict, scores, shares, step, margin, unsplit),
+        reasons=_reasons(verdict, scores, shares, step, margin, unsplit, hidden),
         headline=headline,
         cause=cause,
     )
@@ -96,6 +101,12 @@ def judge(
 def _value(metrics: Mapping[str, MetricValue], name: str) -> float:
     found = metrics.get(name)
     return found.value if found is not None and found.value is not None else 0.0
+
+
+def _unmeasured_excess(metrics: Mapping[str, MetricValue]) -> float:
+    """What compute above its floor may be at most where the floor is not known, ms."""
+    known = metrics["compute_excess_ms"].status != "not_measured"
+    return 0.0 if known else _value(metrics, "permute_ms")
 
 
 def _memory(metrics: Mapping[str, MetricValue]) -> list[_Share]:
@@ -241,6 +252,7 @@ def _reasons(
     step: float,
     margin: float,
     unsplit: bool,
+    hidden: float,
 ) -> list[str]:
     lines = []
     for wall in sorted(WALLS, key=lambda w: -scores[w]):
@@ -250,10 +262,15 @@ def _reasons(
         )
         detail = f": {listed}" if listed else ""
         lines.append(f"{_TITLES[wall]}: {scores[wall]:.1%} of the {step:.1f} ms step{detail}.")
-    if verdict == "mixed":
+    if verdict == "mixed" and margin < MARGIN:
         lines.append(
             f"The first two walls are {margin * 100:.1f} points apart; {MARGIN * 100:.0f} are "
             "needed to name one."
+        )
+    if hidden >= MARGIN:
+        lines.append(
+            f"Permutation takes {hidden:.1%} of the step and how much of it a fused kernel would save "
+            "is not measured: that could be the larger wall."
         )
     if unsplit:
         lines.append(
@@ -287,6 +304,13 @@ def _sentences(
         )
     if verdict == "mixed":
         first, second = sorted(WALLS, key=lambda w: -scores[w])[:2]
+        if scores[first] - scores[second] >= MARGIN:
+            return (
+                f"{_TITLES[first]} leads with {scores[first]:.1%} {of}, but part of the compute "
+                "wall is not measured.",
+                f"Permutation takes {_value(metrics, 'permute_ms'):.1f} ms; what a fused kernel "
+                "would save of it is not in this trace.",
+            )
         return (
             f"Two walls stand equally close: {_TITLES[first].lower()} {scores[first]:.1%} and "
             f"{_TITLES[second].lower()} {scores[second]:.1%} {of}.",

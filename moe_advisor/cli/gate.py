@@ -17,11 +17,13 @@ def check_gates(result: Result, expressions: Sequence[str]) -> None:
     """
     if not expressions:
         return
-    from moe_advisor.advise.expressions import Truth, evaluate
+    from moe_advisor.advise.expressions import Truth, check_source, evaluate
 
     context, extra = gate_context(result)
     failures = []
     for expression in expressions:
+        if wrong := check_source(expression, extra):
+            raise ConfigError(f"--fail-on {expression!r}: {wrong}")
         _refuse_unknown_metrics(expression)
         answer = evaluate(expression, context, extra)
         if answer.truth is Truth.ERROR:

@@ -25,6 +25,13 @@ STICKY_SHARE = 0.7
 OFFLOAD_COPIES_PER_STEP = 2
 """More large copies between host and device than this per step are offloading, not data input."""
 
+RECURRING_STEPS = 0.6
+"""A pause that comes in more than this share of the steps belongs to the loop."""
+
+QUIET_SHARE = 0.3
+"""Long pauses without any call or operator that make up this share of the host gaps look like
+garbage collection; the trace can't prove it."""
+
 _DISPATCHERS = (
     ("hybridep", ("hybridep-dispatch", "hybridep-combine")),
     ("ncclep", ("nccl-ep-dispatch", "nccl-ep-combine")),
@@ -190,6 +197,23 @@ def _host(
     if microbatches:
         t["microbatches"] = microbatches
         t["syncs_per_microbatch"] = metric.get("syncs_per_step", 0.0) / microbatches
+    gap_ns = sum(
+        one.idle_ns[cause] for one in ranks for cause in ("sync", "alloc", "data", "launch")
+    )
+    if gap_ns:
+        long = [one.facts["long_gap_ns"] for one in ranks]
+        t["long_gap_share"] = sum(one["long"] for one in long) / gap_ns
+        recurs = all(
+            gaps["steps"] >= RECURRING_STEPS * len(one.step_names)
+            for gaps, one in zip(long, ranks, strict=True)
+        )
+        quiet = sum(one["quiet"] for one in long)
+        t["gc_suspected"] = recurs and quiet > QUIET_SHARE * gap_ns
+    if microbatches and t["profiler"] == "torch":
+        items = sum(one.facts["item_calls"] for one in ranks)
+        t["item_calls_per_microbatch"] = (
+            items / sum(len(one.step_names) for one in ranks) / microbatches
+        )
     t["data_loading"] = any(one.facts["data_ranges"] for one in ranks)
     t["allocator_thrash"] = metric.get("alloc_retries", 0.0) >= 1.0
     large = float(np.mean([one.facts["large_host_copies"] / len(one.step_names) for one in ranks]))

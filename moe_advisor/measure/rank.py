@@ -14,7 +14,7 @@ from moe_advisor.measure.partial import Collectives, PerStep, RankPartial, RoleP
 from moe_advisor.measure.recompute import find_recompute
 from moe_advisor.measure.states import States, divide
 from moe_advisor.measure.steps import StepWindows, find_steps
-from moe_advisor.model import NONE, ActivityKind, CollectiveKind, CopyKind, RankTrace
+from moe_advisor.model import NONE, ActivityKind, CollectiveKind, CopyKind, RangeKind, RankTrace
 from moe_advisor.roles.assign import RoleTable, assign_roles
 from moe_advisor.roles.roles import COMMUNICATION, COMPUTE, Family, Role, Source
 from moe_advisor.roles.taxonomy import Taxonomy
@@ -28,6 +28,10 @@ LARGE_COPY_BYTES = 1 << 20
 
 CLEAN_SAMPLES = 3
 """So many undisturbed runs of the same kernel make a median to compare the overlapped ones with."""
+
+LONG_GAP_NS = 5_000_000
+"""A host gap of 5 ms holds hundreds of launches: one of that length is no slow launching, but a
+pause (garbage collection, input, logging)."""
 
 BLOCKING_ORDER = (Family.EP, Family.PP, Family.DP, Family.TP, Family.CP, Family.OTHER_COLLECTIVE)
 """Who is named first when several kinds of communication run while compute waits."""
@@ -500,6 +504,8 @@ class _Measurement:
             ),
             "allgather_dispatch": self._gathers(),
             "microbatches": self._microbatches(),
+            "long_gap_ns": self._long_gaps(),
+            "item_calls": self._item_calls(),
             "recomputes_attention": bool(
                 (recompute & (attention | self.roles.mask(Role.ATTENTION))).any()
             ),
@@ -510,6 +516,36 @@ class _Measurement:
                 for n in self.rank.ranges["name"].unique().to_list()
             ),
         }
+
+    def _long_gaps(self) -> dict[str, int]:
+        """Host gaps above LONG_GAP_NS (ns), those in which no thread did anything that a profiler
+        sees, and the number of steps that hold such a quiet one."""
+        gaps = self.idle.by_cause.get("launch", EMPTY)
+        long = gaps.ends - gaps.starts >= LONG_GAP_NS
+        found = union(gaps.starts[long], gaps.ends[long])
+        seen = self.rank.ranges.filter(pl.col("kind") == RangeKind.OPERATOR)
+        calls = self.rank.calls
+        active = merge(
+            [
+                union(seen["start_ns"].to_numpy(), seen["end_ns"].to_numpy()),
+                union(calls["start_ns"].to_numpy(), calls["end_ns"].to_numpy()),
+            ]
+        )
+        quiet = found - active
+        still = quiet.ends - quiet.starts >= LONG_GAP_NS
+        steps = self._step_of(quiet.starts[still])
+        return {
+            "long": found.total,
+            "quiet": int((quiet.ends - quiet.starts)[still].sum()),
+            "steps": len(np.unique(steps[steps >= 0])),
+        }
+
+    def _item_calls(self) -> int:
+        """How often the program asked for a tensor's value on the host (`.item()`)."""
+        names = [n for n, text in enumerate(self.rank.names) if text == "aten::item"]
+        found = self.rank.ranges.filter(pl.col("name").is_in(names))["start_ns"].to_numpy()
+        low = np.searchsorted(found, self.windows.host_start)
+        return int((np.searchsorted(found, self.windows.host_end) - low).sum())
 
     def _gathers(self) -> bool:
         """Whether tokens travel by all-gather and reduce-scatter instead of all-to-all."""

@@ -184,8 +184,12 @@ def _on_gpu(rank: RankTrace, roles: RoleTable, host: _HostSteps) -> StepWindows:
     dropped: list[tuple[str, str]] = []
     count = len(host.names)
     if host.source != "annotation":
+        full = host.end > host.start  # a trace without GPU work has no step, not one of length 0
         return StepWindows(
-            tuple(host.names), host.start, host.end, host.start, host.end, host.source, host.pattern
+            tuple(name for name, kept in zip(host.names, full.tolist(), strict=True) if kept),
+            *(times[full] for times in (host.start, host.end, host.start, host.end)),
+            host.source,
+            host.pattern,
         )
     table = rank.activities
     call = table["call"].to_numpy()

@@ -388,6 +388,7 @@ def _by_structure(
         burst_start, burst_of = _bursts(rows, payload, gemm)
         gap_kind = _gap_kinds(rows, roles, burst_start)
         _attribute_gemms(rows, roles, sources, burst_start, gap_kind)
+        _attribute_around_experts(rows, nature, roles, sources, burst_start, gap_kind)
         named = np.isin(
             nature[payload], (_NATURE_INDEX["ep_dispatch"], _NATURE_INDEX["ep_combine"])
         )
@@ -468,6 +469,36 @@ def _attribute_gemms(
     roles[open_gemms[kind == 1]] = Role.EXPERT_GEMM
     roles[open_gemms[kind == 2]] = Role.DENSE_GEMM
     sources[open_gemms[kind > 0]] = Source.STRUCTURE
+
+
+def _attribute_around_experts(
+    rows: _Rows,
+    nature: NDArray[np.int8],
+    roles: NDArray[np.int8],
+    sources: NDArray[np.int8],
+    burst_start: NDArray[np.int64],
+    gap_kind: NDArray[np.int8],
+) -> None:
+    """What unnamed pointwise and index kernels between dispatch and combine are for.
+
+    Between the experts' first and last GEMM they are their activation; before and after they sort
+    rows by expert and back.
+    """
+    generic = np.isin(nature, (_NATURE_INDEX["elementwise"], _NATURE_INDEX["index"]))
+    generic &= (sources == Source.NAME) & np.isin(roles, (Role.ELEMENTWISE, Role.PERMUTE))
+    found = np.flatnonzero(generic & (rows.start >= burst_start[0]))
+    gap = np.searchsorted(burst_start, rows.start[found], side="right") - 1
+    found, gap = found[gap_kind[gap] == 1], gap[gap_kind[gap] == 1]
+    experts = np.flatnonzero(roles == Role.EXPERT_GEMM)
+    expert_gap = np.searchsorted(burst_start, rows.start[experts], side="right") - 1
+    inside = expert_gap >= 0
+    first = np.full(len(burst_start), np.iinfo(np.int64).max)
+    last = np.full(len(burst_start), np.iinfo(np.int64).min)
+    np.minimum.at(first, expert_gap[inside], rows.start[experts[inside]])
+    np.maximum.at(last, expert_gap[inside], rows.start[experts[inside]])
+    between = (rows.start[found] > first[gap]) & (rows.start[found] < last[gap])
+    roles[found] = np.where(between, Role.ACTIVATION, Role.PERMUTE)
+    sources[found] = Source.STRUCTURE
 
 
 def _unfused_attention(

@@ -107,6 +107,21 @@ def test_gemms_between_dispatch_and_combine_are_the_experts() -> None:
     assert sources_of(b)[3] is Source.STRUCTURE
 
 
+def test_pointwise_kernels_around_the_experts_permute_and_between_them_activate() -> None:
+    b = TraceBuilder()
+    b.kernel(0, 10, FLASH)
+    b.collective(20, 30, A2A, "comm-a")
+    for at, name in ((31, ADD), (33, GROUPED), (40, ADD), (43, GROUPED), (50, ADD)):
+        b.kernel(at, at + 2, name)
+    b.collective(60, 70, A2A, "comm-a")
+    b.kernel(75, 80, ADD)
+    b.kernel(85, 90, FLASH)
+    middle = ["permute", "expert_gemm", "activation", "expert_gemm", "permute"]
+    assert roles_of(b) == [
+        *("attention", "ep_dispatch", *middle, "ep_combine", "elementwise", "attention"),
+    ]
+
+
 def test_structure_says_nothing_where_micro_batches_overlap() -> None:
     b = TraceBuilder()
     moe_pass(b, 0, known=False, tid=1)
