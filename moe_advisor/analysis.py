@@ -1,25 +1,27 @@
 """The main job: inputs in, one result out."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from moe_advisor import __version__
 from moe_advisor.advise import Facts, advise, hardware, infer_config, load_rules
+from moe_advisor.advise.facts import merge_config
 from moe_advisor.errors import InputError
-from moe_advisor.ingest import sniff, sources
+from moe_advisor.ingest import run_config, sniff, sources, training_log
 from moe_advisor.ingest.json_stream import StreamLimits
+from moe_advisor.ingest.training_log import TrainingLog
 from moe_advisor.measure.facts import trace_facts
 from moe_advisor.measure.partial import RankPartial
 from moe_advisor.measure.rank import MeasuredRank, measure_rank
 from moe_advisor.measure.registry import METRICS
 from moe_advisor.measure.summary import NS_PER_MS, Summary, summarise
 from moe_advisor.measure.timeline import timeline
-from moe_advisor.model import CaptureIssue, InputInfo, LoadedInput, RankTrace, Severity
+from moe_advisor.model import CaptureIssue, Device, InputInfo, LoadedInput, RankTrace, Severity
 from moe_advisor.privacy import safe_text
 from moe_advisor.result import (
     Capture,
@@ -29,14 +31,20 @@ from moe_advisor.result import (
     Estimate,
     Input,
     Issue,
+    MetricValue,
     Result,
     Run,
     Steps,
     Timeline,
     Tool,
+    Walls,
+    WhatIf,
 )
 from moe_advisor.roles import taxonomy
 from moe_advisor.walls import judge
+
+if TYPE_CHECKING:
+    from moe_advisor.whatif import StepModel
 
 PARALLEL_INPUTS = 8
 """From this number of files on, each is read in a process of its own: below it, starting the
@@ -266,37 +274,76 @@ def _numbered(
 # -------------------------------------------------------------------------------------- result
 
 
-def result_of(measured: Measured, options: Options) -> Result:
-    """Metrics, walls, rules and plan of what was measured."""
+@dataclass(frozen=True)
+class Judged:
+    """The run as numbers, before advice: what rules and what-if changes work on."""
+
+    summary: Summary
+    metrics: dict[str, MetricValue]
+    walls: Walls
+    facts: dict[str, Any]
+    figures: dict[str, Any]
+    given: dict[str, ConfigValue]
+    config: dict[str, ConfigValue]
+    unprofiled_step_ms: float | None
+    issues: list[Issue]
+    complete: bool
+
+
+def judged(measured: Measured, options: Options) -> Judged:
+    """Merges the ranks, judges the walls and gathers what else is known of the run."""
     partials = sorted(measured.partials, key=lambda one: one.rank)
-    device = next((one.device for one in partials if one.device.name), None)
+    device = _device(partials)
     figures = hardware.lookup(device.name) if device else {}
     if device and device.memory_bandwidth_bytes_per_s:
         figures["memory_bandwidth_gbps"] = device.memory_bandwidth_bytes_per_s / 1e9
     summary = summarise(partials, figures)
     profiler = "torch" if all(info.format == "kineto" for info in measured.inputs) else "nsys"
     t = trace_facts(partials, summary, figures, profiler)
-    given = _given_config(options)
-    recompute_inside = _recompute_inside(partials)
-    verdict = judge(summary.metrics, summary.step_parts, summary.wait_causes_ms, recompute_inside)
+    given, log = _given(options)
+    metrics = {**summary.metrics, **_from_log(log, summary, figures, t)}
     issues = _issues(measured, partials, t)
-    complete = not any(issue.severity == "error" for issue in issues) and not any(
-        issue.id == "ranks-missing" for issue in issues
-    )
+    complete = not any(issue.severity == "error" or issue.id == "ranks-missing" for issue in issues)
     t["capture_complete"] = complete
-    metrics = summary.metrics
+    return Judged(
+        summary=summary,
+        metrics=metrics,
+        walls=judge(
+            metrics, summary.step_parts, summary.wait_causes_ms, _recompute_inside(partials)
+        ),
+        facts=t,
+        figures=figures,
+        given=given,
+        config=merge_config(infer_config(t), given),
+        unprofiled_step_ms=log.step_ms() if log else None,
+        issues=issues,
+        complete=complete,
+    )
+
+
+def _device(partials: Sequence[RankPartial]) -> Device | None:
+    return next((one.device for one in partials if one.device.name), None)
+
+
+def result_of(measured: Measured, options: Options) -> Result:
+    """Metrics, walls, rules and plan of what was measured."""
+    partials = sorted(measured.partials, key=lambda one: one.rank)
+    run = judged(measured, options)
+    summary, metrics, t = run.summary, run.metrics, run.facts
+    device = _device(partials)
     facts = Facts(
         m={name: value.value for name, value in metrics.items() if value.value is not None},
         metric_status=metrics,
-        c=given,
-        hw=figures,
+        c=run.given,
+        hw=run.figures,
         t=t,
-        walls=verdict,
+        walls=run.walls,
     )
-    whatif, estimates, combine = _whatif(measured, summary, figures, options)
-    advice = advise(facts, load_rules([Path(rule) for rule in options.rules]), estimates, combine)
-    config = {**infer_config(t), **given}
-    steps = _steps(partials)
+    simulator = Simulator.of(measured, run)
+    whatif = simulator.all() if simulator else []
+    estimates = {one.name: one.estimate for one in whatif}
+    rules = load_rules([Path(rule) for rule in options.rules])
+    advice = advise(facts, rules, estimates, simulator.combined if simulator else None)
     return Result(
         tool=Tool(version=__version__),
         inputs=[
@@ -307,13 +354,13 @@ def result_of(measured: Measured, options: Options) -> Result:
             gpu=device.name if device else None,
             world_size=t.get("world_size"),
             dispatcher=t.get("dispatcher"),
-            config=dict(sorted(config.items())),
+            config=run.config,
             facts=dict(sorted(t.items())),
-            hardware=dict(sorted(figures.items())),
+            hardware=dict(sorted(run.figures.items())),
         ),
-        capture=Capture(complete=complete, issues=issues),
-        steps=steps,
-        walls=verdict,
+        capture=Capture(complete=run.complete, issues=run.issues),
+        steps=_steps(partials),
+        walls=run.walls,
         metrics=metrics,
         step_parts=summary.step_parts,
         parts_by_rank=summary.parts_by_rank,
@@ -343,27 +390,96 @@ def result_of(measured: Measured, options: Options) -> Result:
     )
 
 
-def _given_config(options: Options) -> dict[str, ConfigValue]:
-    """The configuration from --config, --log and --set, the later winning."""
-    from moe_advisor.ingest import run_config
-
-    given: dict[str, ConfigValue] = {}
-    if options.config:
-        given.update(run_config.load(Path(options.config)))
-    if options.log:
-        from moe_advisor.ingest import training_log
-
-        given.update(training_log.load(Path(options.log)).config)
-    if options.values:
-        given.update(run_config.parse_set(options.values))
-    return given
+def _given(options: Options) -> tuple[dict[str, ConfigValue], TrainingLog | None]:
+    """The configuration from --log, --config and --set, the later winning, and the log."""
+    log = training_log.load(Path(options.log)) if options.log else None
+    return (
+        merge_config(
+            log.config if log else {},
+            run_config.load(Path(options.config)) if options.config else {},
+            run_config.parse_set(options.values),
+        ),
+        log,
+    )
 
 
-def _whatif(
-    measured: Measured, summary: Summary, figures: dict[str, Any], options: Options
-) -> tuple[list[Any], dict[str, Estimate], Callable[[tuple[str, ...]], Estimate | None] | None]:
-    """Estimates of every change; empty where the tables were not kept."""
-    return [], {}, None
+def _from_log(
+    log: TrainingLog | None, summary: Summary, figures: Mapping[str, Any], t: dict[str, Any]
+) -> dict[str, MetricValue]:
+    """The metrics that a log of unprofiled steps gives; adds the profiler's overhead to `t`."""
+    if log is None:
+        return {}
+    found: dict[str, MetricValue] = {}
+
+    def add(name: str, value: float | None, basis: str) -> None:
+        if value is not None:
+            found[name] = MetricValue(
+                status="measured", value=round(value, 6), unit=METRICS[name].unit, basis=basis
+            )
+
+    unprofiled, profiled = log.step_ms(), summary.metrics["step_ms"].value
+    if unprofiled and profiled:
+        t["profiler_overhead_share"] = profiled / unprofiled - 1.0
+    add("tokens_per_s_per_gpu", log.tokens_per_s_per_gpu(), "unprofiled steps of the log")
+    tflops = log.tflops_per_gpu()
+    add("model_tflops_per_gpu", tflops, "as the log prints it, unprofiled steps")
+    precision = t.get("precision", "bf16")
+    peak = figures.get(f"dense_{precision}_tflops")
+    if tflops and peak:
+        add("mfu", tflops / float(peak), f"over {float(peak):.0f} TFLOP/s dense {precision}")
+    if summary.metrics["memory_peak_gib"].status == "not_measured":
+        memory = log.memory_peak_gib()
+        add("memory_peak_gib", memory, "highest allocated memory in the log")
+        if memory is not None and figures.get("memory_gib"):
+            add("memory_headroom_gib", float(figures["memory_gib"]) - memory, "from the log")
+    return found
+
+
+class Simulator:
+    """What-if changes on the model of one step of the ranks read."""
+
+    def __init__(self, model: "StepModel", run: Judged) -> None:
+        self._model, self._run = model, run
+        self._config = {key: one.value for key, one in run.config.items()}
+
+    @classmethod
+    def of(cls, measured: Measured, run: Judged) -> "Simulator | None":
+        """None where the ranks' tables were not kept, or hold no step."""
+        if not any(len(one.windows) for one in measured.kept):
+            return None
+        from moe_advisor import whatif
+
+        return cls(whatif.build(measured.kept, run.figures), run)
+
+    def all(self) -> list[WhatIf]:
+        """Every change that exists, on its own."""
+        from moe_advisor import whatif
+
+        return self.each(tuple(whatif.CHANGES))
+
+    def each(self, names: Sequence[str]) -> list[WhatIf]:
+        """These changes, each on its own; KeyError for one that does not exist."""
+        from moe_advisor import whatif
+
+        return whatif.estimate(
+            self._model,
+            self._run.summary,
+            names,
+            config=self._config,
+            unprofiled_step_ms=self._run.unprofiled_step_ms,
+        )
+
+    def combined(self, names: tuple[str, ...]) -> Estimate:
+        """These changes simulated together."""
+        from moe_advisor import whatif
+
+        return whatif.combine(
+            self._model,
+            names,
+            summary=self._run.summary,
+            config=self._config,
+            unprofiled_step_ms=self._run.unprofiled_step_ms,
+        )
 
 
 def _recompute_inside(partials: Sequence[RankPartial]) -> dict[str, float]:

@@ -269,7 +269,7 @@ def _reasons(
         )
     if hidden >= MARGIN:
         lines.append(
-            f"Permutation takes {hidden:.1%} of the step and how much of it a fused kernel would save "
+            f"Permutation takes {hidden:.1%} of the step; what a fused kernel would save of it "
             "is not measured: that could be the larger wall."
         )
     if unsplit:

@@ -15,6 +15,7 @@ COMMANDS = {
         "analyze",
         "Say where a profile's time goes and what to change.",
     ),
+    "whatif": ("moe_advisor.cli.whatif", "whatif", "Predict what changes would bring, as ranges."),
     "render": ("moe_advisor.cli.render", "render", "Write any format again from a result.json."),
     "rules": ("moe_advisor.cli.rules", "rules", "List, show, validate and test the rules."),
     "demo": ("moe_advisor.cli.demo", "demo", "Run the main job on a bundled real trace."),

@@ -518,8 +518,10 @@ class _Measurement:
         }
 
     def _long_gaps(self) -> dict[str, int]:
-        """Host gaps above LONG_GAP_NS (ns), those in which no thread did anything that a profiler
-        sees, and the number of steps that hold such a quiet one."""
+        """Host gaps above LONG_GAP_NS: all (ns), quiet ones (ns), and steps that hold a quiet one.
+
+        Quiet means that no thread did anything that a profiler sees.
+        """
         gaps = self.idle.by_cause.get("launch", EMPTY)
         long = gaps.ends - gaps.starts >= LONG_GAP_NS
         found = union(gaps.starts[long], gaps.ends[long])

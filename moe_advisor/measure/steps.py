@@ -185,12 +185,9 @@ def _on_gpu(rank: RankTrace, roles: RoleTable, host: _HostSteps) -> StepWindows:
     count = len(host.names)
     if host.source != "annotation":
         full = host.end > host.start  # a trace without GPU work has no step, not one of length 0
-        return StepWindows(
-            tuple(name for name, kept in zip(host.names, full.tolist(), strict=True) if kept),
-            *(times[full] for times in (host.start, host.end, host.start, host.end)),
-            host.source,
-            host.pattern,
-        )
+        names = tuple(name for name, kept in zip(host.names, full.tolist(), strict=True) if kept)
+        start, end = host.start[full], host.end[full]
+        return StepWindows(names, start, end, start, end, host.source, host.pattern)
     table = rank.activities
     call = table["call"].to_numpy()
     launched = np.where(

@@ -1,0 +1,112 @@
+"""`moe-advisor whatif`: what changes would bring, before anyone spends a node-hour."""
+
+import click
+
+from moe_advisor.result import Estimate
+
+
+@click.command(
+    epilog="""\b
+examples:
+  moe-advisor whatif --list
+  moe-advisor whatif run.sqlite
+  moe-advisor whatif 'rank*.json.gz' --apply ep-overlap --apply cuda-graphs=attn,moe_router
+"""
+)
+@click.argument("paths", nargs=-1, metavar="PATH...")
+@click.option(
+    "--apply",
+    "names",
+    multiple=True,
+    metavar="NAME[=VALUE]",
+    help="A change; several are simulated together.",
+)
+@click.option("--list", "listed", is_flag=True, help="List the changes and their parameters.")
+@click.option("--config", metavar="FILE", help="Run configuration, as for analyze.")
+@click.option(
+    "--log", metavar="FILE", help="Training log: the unprofiled step time sharpens host gains."
+)
+@click.option(
+    "--set", "values", multiple=True, metavar="KEY=VALUE", help="One configuration value."
+)
+@click.option("--steps", metavar="A:B", help="Only these steps, counted from 0, B not included.")
+@click.option("--nsys", metavar="PROGRAM", envvar="NSYS", help="nsys, to read .nsys-rep files.")
+@click.option("--format", "kind", type=click.Choice(["text", "json"]), default="text")
+def whatif(
+    paths: tuple[str, ...],
+    names: tuple[str, ...],
+    listed: bool,
+    config: str | None,
+    log: str | None,
+    values: tuple[str, ...],
+    steps: str | None,
+    nsys: str | None,
+    kind: str,
+) -> None:
+    """Predict the gain of changes on the traced step, as low, expected and high ms.
+
+    Without --apply every change is tried on its own. Positive is time saved.
+    """
+    if listed:
+        from moe_advisor.whatif import CHANGES
+
+        for name, info in CHANGES.items():
+            click.echo(f"{name:<18}{info.title}: {info.description}")
+            if info.parameters:
+                click.echo(f"{'':<18}{name}=VALUE: {info.parameters}")
+        return
+    from moe_advisor import analysis
+    from moe_advisor.errors import ConfigError, InputError
+
+    if not paths:
+        raise InputError("no input given; name a trace, or --list the changes")
+    options = analysis.Options(steps=steps, nsys=nsys, config=config, log=log, values=values)
+    measured = analysis.measure(paths, options)
+    run = analysis.judged(measured, options)
+    simulator = analysis.Simulator.of(measured, run)
+    if simulator is None:
+        raise InputError("no step with GPU work in the trace: there is nothing to simulate")
+    try:
+        found = simulator.each(names) if names else simulator.all()
+        together = simulator.combined(names) if len(names) > 1 else None
+    except KeyError as unknown:
+        raise ConfigError(_unknown(str(unknown.args[0]))) from None
+    step_ms = run.metrics["step_ms"].value or 0.0
+    if kind == "json":
+        import msgspec
+
+        document = {"step_ms": step_ms, "changes": found, "together": together}
+        click.echo(msgspec.json.format(msgspec.json.encode(document), indent=1).decode())
+        return
+    click.echo(f"step {step_ms:.1f} ms; gain in ms of the traced step, low to high")
+    for one in found:
+        click.echo(_line(one.name, one.estimate, step_ms))
+    if together is not None:
+        click.echo(_line("together", together, step_ms))
+        click.echo(together.basis or "")
+    elif len(found) == 1:
+        for text in (found[0].estimate.basis, *found[0].assumptions):
+            click.echo(f"  {text}" if text else "")
+
+
+def _line(name: str, estimate: Estimate, step_ms: float) -> str:
+    if estimate.status == "not_measured" or estimate.expected_ms is None:
+        return f"{name:<22}not measured: {estimate.reason}"
+    low, high = estimate.low_ms or 0.0, estimate.high_ms or 0.0
+    share = estimate.expected_ms / step_ms if step_ms else 0.0
+    risk = "  could cost time" if low < 0 < high else ""
+    wall = f"  then: {estimate.next_wall.replace('_', ' and ')}" if estimate.next_wall else ""
+    return (
+        f"{name:<22}{estimate.expected_ms:>8.1f} ms ({share:>6.1%})   "
+        f"{low:>7.1f} to {high:>7.1f}{wall}{risk}"
+    )
+
+
+def _unknown(name: str) -> str:
+    from difflib import get_close_matches
+
+    from moe_advisor.whatif import CHANGES
+
+    near = get_close_matches(name, CHANGES, 1)
+    hint = f"; did you mean {near[0]}?" if near else "; --list shows them"
+    return f"--apply {name}: there is no such change{hint}"

@@ -1,0 +1,217 @@
+"""Every constant of the what-if model: measured in the trace, else published with its source."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from moe_advisor.measure.rank import MeasuredRank
+from moe_advisor.whatif.model import NEVER_LATE, Calibration, Lane
+
+DEFAULT_LAUNCH_NS = 6_000
+"""Host time per launch in eager PyTorch; 4 to 8 µs on current server CPUs."""
+
+DEFAULT_LATENCY_NS = 8_000
+"""Launch call to kernel start under a profiler; 3 to 12 µs."""
+
+DEFAULT_GAP_NS = 1_500
+"""Between two queued kernels of one stream; 1 to 2 µs on Hopper."""
+
+DEFAULT_FLOOR_NS = 2_000
+"""The shortest useful kernel."""
+
+DEFAULT_WIRE_FLOOR_NS = 10_000
+"""NCCL's latency of a small all-to-all inside one NVLink domain."""
+
+DEFAULT_SM_COUNT = 132
+"""H100 and H200 SXM."""
+
+EXPLAINED_PERCENTILE = 90
+"""Launch latency and kernel gaps vary; up to this percentile they are that, beyond unexplained."""
+
+SAMPLES = 20
+"""Fewer samples make no percentile."""
+
+
+def defaults(hardware: Mapping[str, Any]) -> Calibration:
+    """The constants without any trace."""
+    return Calibration(
+        launch_ns=DEFAULT_LAUNCH_NS,
+        latency_ns=DEFAULT_LATENCY_NS,
+        gap_ns=DEFAULT_GAP_NS,
+        floor_ns=DEFAULT_FLOOR_NS,
+        wire_floor_ns=DEFAULT_WIRE_FLOOR_NS,
+        sm_count=int(hardware.get("sm_count") or DEFAULT_SM_COUNT),
+        contention=None,
+    )
+
+
+def measure(
+    ranks: Sequence[MeasuredRank], lanes: Sequence[Lane], hardware: Mapping[str, Any]
+) -> Calibration:
+    """The constants that the lanes show; the defaults where they show too little."""
+    from moe_advisor.whatif.build import stream_predecessor
+
+    base = defaults(hardware)
+    latency, gap, host, short, wire = [], [], [], [], []
+    for lane in lanes:
+        items = lane.items
+        end = items.start_ns + items.duration_ns
+        before = stream_predecessor(items.stream)
+        free = np.where(before >= 0, end[before], 0)
+        launched = items.latency_ns > NEVER_LATE
+        plain = ~items.in_graph & launched
+        idle = plain & (free < items.launch_ns)
+        latency.append((items.start_ns - items.launch_ns)[idle])
+        ahead = (before >= 0) & (items.launch_ns + 2 * base.latency_ns < free)
+        gap.append((items.start_ns - free)[ahead])
+        plain[lane.waits.item] = False
+        host.append(items.host_ns[plain & (items.host_ns > 0)])
+        short.append(items.duration_ns[(items.blocks > 0) & (items.duration_ns > 0)])
+        wire.append(items.transfer_ns[items.collective >= 0])
+
+    def percentile(samples: list[Any], q: float, fallback: int) -> int:
+        values = np.concatenate(samples) if samples else np.empty(0)
+        return int(np.percentile(values, q)) if len(values) >= SAMPLES else fallback
+
+    sm_count = next((r.trace.device.sm_count for r in ranks if r.trace.device.sm_count), None)
+    return Calibration(
+        launch_ns=percentile(host, 25, base.launch_ns),
+        latency_ns=percentile(latency, EXPLAINED_PERCENTILE, base.latency_ns),
+        gap_ns=percentile(gap, EXPLAINED_PERCENTILE, base.gap_ns),
+        floor_ns=percentile(short, 10, base.floor_ns),
+        wire_floor_ns=min(percentile(wire, 5, base.wire_floor_ns), base.wire_floor_ns),
+        sm_count=int(sm_count or base.sm_count),
+        contention=None,
+    )
+
+
+# -------------------------------------------- figures that no trace before a change has
+
+GEMM_TAIL_NS = 10_000
+"""What a GEMM keeps when its rows are halved: half a 128 × 256 tile at K = 2,048 on one SM, which
+takes 18 µs at 7.5 TFLOP/s per SM (989 TFLOP/s over 132 SMs)."""
+
+QUANTISED_WAVES = 1
+"""Kernels of one wave (persistent GEMMs and attention launch one block per SM) lose a whole wave to
+the first SM that communication takes; with more waves the loss is the share of SMs."""
+
+MERGE_MICROBATCHES = 3
+"""With two micro-batches only one of four passes is merged; Megatron's guidance asks for many."""
+
+MERGE_HOST = (0.45, 0.25, 0.1)
+"""Extra host work of Megatron-Core's merged schedule (one autograd call per phase of a layer,
+events between its streams), as a share of the layers' host time; 0.19 and 0.22 measured on two
+pairs of captures with Megatron-Core 0.16 and four micro-batches, equal launches on both sides."""
+
+MERGED_ACTIVATION_SHARE = 0.1
+"""Least headroom, as a share of the peak, that a second micro-batch in flight is assumed to need;
+the trace does not say what one micro-batch keeps."""
+
+ADDITION_VALUES = 3
+"""Adding a gradient to another reads two values and writes one per parameter."""
+
+OPTIMIZER_VALUES = 10
+"""Adam reads weight, gradient and two moments and writes three; with 32-bit moments and master
+weights it is 14 values of 16 bits, without 7: between the two."""
+
+JOIN_LAUNCHES = 2
+"""Two events recorded and two waited for around a collective on its own stream: four short CUDA
+calls, about the host time of two launches."""
+
+DISPATCH_GBPS = {"deepep": (153.0, 250.0), "hybridep": (250.0, 408.0)}
+"""GB/s that a dispatch library copies, own rank included: low and high. DeepEP 1.x publishes 153 to
+158 within eight H800; its torch API reaches 246 to 348 on eight B200, whose NVLink is twice as fast
+as H200's. HybridEP: 269.8 MB in 661 µs on eight H100."""
+
+REFERENCE_NVLINK_GBPS = 450.0
+"""NVLink of H100 and H200, GB/s per direction."""
+
+DEFAULT_TOP_K = 8
+"""Experts per token where no configuration tells: DeepSeek-V3, Qwen3 MoE and Kimi use 8."""
+
+SAVED_PERMUTATION = (0.6, 0.9, 1.0)
+"""Share of the cheaper permutation that a dispatch library saves: it still has to sort what arrives
+and to add up what leaves."""
+
+GRAPH_REPLAY_NS = (20_000.0, 60_000.0)
+"""Host time around one graph replay in PyTorch beside the launch: copying inputs into the graph's
+buffers, the autograd Function, the graph launch (10 to 15 µs for tens of nodes)."""
+
+GRAPH_GAP_NS = 1_000
+"""Between kernels of one graph: 1 µs."""
+
+GRAPH_MIN_KERNELS = 3
+"""A graph of fewer kernels costs as much as it saves."""
+
+GRAPHED_ALREADY = 0.3
+"""A run that launches this share of its kernels from graphs has graphs on."""
+
+GROUPED_SHARE = 0.5
+"""If half of the expert GEMMs are grouped kernels, grouping is on."""
+
+SEQUENTIAL_EXPERTS = 4
+"""So many equal kernels within one layer's experts are a loop over experts."""
+
+PACKING_LIMIT = (1.0, 0.6, 0.35)
+"""How far small GEMMs shrink when they run as one: limited by reading their weights."""
+
+BACKWARD_ACTIVATION = (4.0, 2.5, 2.0)
+"""Activation work of backward over forward's: reads two tensors and writes two where forward reads
+one and writes one, and sums for the router's gradient."""
+
+HOST_ERROR = 0.6
+"""Host-bound steps vary by 10 to 30 % from machine to machine and run to run: gains of 4, 7, 14 and
+25 % were measured for one and the same change."""
+
+PERMUTE_PASSES = 4
+"""Memory traffic per byte sent: read and written before the wire, again after it."""
+
+PERMUTE_OVER_FLOOR = (2.5, 1.5, 1.1)
+"""Fused permutation over the time of moving its bytes once at the reachable bandwidth."""
+
+PERMUTE_WORTH = 0.95
+"""A permutation within 5 % of what fusing would give is not worth fusing."""
+
+PERMUTE_SMALL_NS = 12_000
+"""Permutation kernels this short sort or count, they don't move rows."""
+
+ACTIVATION_GROWTH = (0.3, 1.2)
+"""Peak memory without full recompute over the peak with it, minus one: at least 0.3; 1.1 to 1.2
+where activations dominate (22.8 against 10.7 GiB, measured)."""
+
+UNEVEN_TOKENS = 1.05
+"""Natural routing on two ranks measures up to 1.05; below it there is nothing to balance."""
+
+EVEN_WIRE_LIMIT = 4.0
+"""A payload spread evenly takes at most this many times the uneven one's time."""
+
+WAITING_LEFT = (0.5, 0.25, 0.0)
+"""Share of the waiting between ranks that stays after stragglers are fixed: ranks always differ a
+little, 1 to 3 ms of 143 ms on two equal GPUs with equal tokens."""
+
+STRETCH = (1.2, 1.35, 1.5)
+"""How much a profiler stretches host work where no log tells: 20 to 50 % on host-bound steps."""
+
+REPEATABILITY = 0.015
+"""Step times of one job repeat within 1 to 2 % from run to run: no prediction is better."""
+
+MODEL_ERROR = 0.3
+"""Share of a gain that the model may be wrong by beyond its cases; published and measured wire
+rates alone differ by 20 %."""
+
+OVERLAPPED_ALREADY = 0.15
+"""A run that hides this share of its all-to-all has overlap on; by chance, behind the tail of other
+streams, it is 0 to 2 %."""
+
+RANGE_POINTS = 0.08
+"""A range may always be 8 points of the step wide."""
+
+RANGE_GAINS = 1.5
+"""A wider range than 1.5 times the expected gain helps nobody to decide."""
+
+RANGE_STEP = 0.4
+"""No range is wider than this share of the step, except for gains above it."""
+
+WALL_SHARE = 0.1
+"""Below a tenth of the step no wall stands: what is left is compute."""

@@ -1,0 +1,172 @@
+"""The list of changes that can be simulated, with what each assumes."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from moe_advisor.whatif import calibrate
+from moe_advisor.whatif.changes.dispatch import dispatcher
+from moe_advisor.whatif.changes.edit import Ask
+from moe_advisor.whatif.changes.experts import balanced_experts, grouped_gemm, permute_fusion
+from moe_advisor.whatif.changes.graphs import cuda_graphs
+from moe_advisor.whatif.changes.host import host_syncs, recompute, stragglers
+from moe_advisor.whatif.changes.overlap import ep_overlap
+from moe_advisor.whatif.changes.wire import link
+from moe_advisor.whatif.model import StepModel
+
+Apply = Callable[[StepModel, Ask], StepModel]
+
+
+@dataclass(frozen=True)
+class ChangeInfo:
+    """One what-if change; `order` is the order in which combined changes are applied.
+
+    `dominant` is the assumption that moves the range most, `contention` whether work that ran alone
+    now runs beside communication, `error` the share of the gain that the model may be wrong by
+    beyond its cases.
+    """
+
+    name: str
+    title: str
+    description: str
+    parameters: str
+    assumptions: tuple[str, ...]
+    dominant: str
+    apply: Apply
+    order: int
+    contention: bool = False
+    error: float = calibrate.MODEL_ERROR
+
+
+_ALL = (
+    ChangeInfo(
+        name="recompute",
+        title="Recompute less",
+        description="Forward work that runs again inside backward is dropped.",
+        parameters="none (default) or selective: attention is still recomputed",
+        assumptions=(
+            "The activations fit: checked against the memory headroom where it is measured.",
+            "Dropped work leaves with its launches and its collectives; nothing else changes.",
+        ),
+        dominant="that the activations fit without other changes",
+        apply=recompute,
+        order=0,
+    ),
+    ChangeInfo(
+        name="balanced-experts",
+        title="Balance the experts",
+        description="Every rank receives the same number of tokens.",
+        parameters="none",
+        assumptions=(
+            "Expert time is proportional to tokens above the shortest kernel.",
+            "The wire runs at the rate that its busiest rank reached.",
+        ),
+        dominant="how even the routing gets: the estimate is for perfectly even",
+        apply=balanced_experts,
+        order=1,
+    ),
+    ChangeInfo(
+        name="dispatcher",
+        title="Dispatch with a library",
+        description="One copy per token and rank on the wire, and one permutation less.",
+        parameters="deepep (default) or hybridep",
+        assumptions=(
+            "The library copies at its published rate, the link at the rate seen in this trace.",
+            "Tokens choose experts uniformly; 8 experts per token unless the configuration says.",
+            "The cheaper of the two local permutations goes.",
+        ),
+        dominant="the rate that the library reaches on this machine",
+        apply=dispatcher,
+        order=2,
+    ),
+    ChangeInfo(
+        name="link",
+        title="Faster link",
+        description="Every collective's wire time is divided by a factor.",
+        parameters="the factor, 2 by default",
+        assumptions=("The fixed cost of a collective stays; waiting follows from the replay.",),
+        dominant="that all collectives cross the link",
+        apply=link,
+        order=3,
+    ),
+    ChangeInfo(
+        name="grouped-gemm",
+        title="Grouped expert GEMM",
+        description="One launch for all local experts instead of one per expert.",
+        parameters="none",
+        assumptions=(
+            "Kernels that fill part of the GPU run side by side, limited by memory.",
+            "The launches of the loop over experts go, with their host time.",
+        ),
+        dominant="how well the grouped kernel fills the GPU",
+        apply=grouped_gemm,
+        order=4,
+    ),
+    ChangeInfo(
+        name="permute-fusion",
+        title="Fuse the permutation",
+        description="Token permutation and its inverse as one kernel each.",
+        parameters="none",
+        assumptions=("A fused permutation takes 1.1 to 2.5 times the time of moving its bytes.",),
+        dominant="how near the fused kernel gets to the memory's bandwidth",
+        apply=permute_fusion,
+        order=5,
+    ),
+    ChangeInfo(
+        name="host-syncs",
+        title="No host synchronisation",
+        description="No synchronising and allocator calls, no long pauses of the launching thread.",
+        parameters="none",
+        assumptions=(
+            "The waits are not needed for correctness; at worst every second one stays.",
+            "A pause above 1 ms without a call is not launching (garbage collector, data).",
+        ),
+        dominant="which of the synchronising calls can go",
+        apply=host_syncs,
+        order=6,
+        error=calibrate.HOST_ERROR,
+    ),
+    ChangeInfo(
+        name="cuda-graphs",
+        title="CUDA graphs",
+        description="Launches inside the scope become one graph launch per layer and direction.",
+        parameters="scopes: attn,moe_router (default), moe_preprocess, full",
+        assumptions=(
+            "Kernels keep their durations; a replay costs the host 20 to 60 µs and a launch.",
+            "Shapes are static and the graphs' buffers fit; full also drops all waits.",
+        ),
+        dominant="what the framework does around each graph replay",
+        apply=cuda_graphs,
+        order=7,
+        error=calibrate.HOST_ERROR,
+    ),
+    ChangeInfo(
+        name="ep-overlap",
+        title="Overlap the expert all-to-all",
+        description="Dispatch and combine beside compute that does not depend on them.",
+        parameters="1f1b (Megatron's merged micro-batches) or chunked (halves of one layer)",
+        assumptions=(
+            "GEMMs of one wave lose a wave to communication, others the SMs that it holds.",
+            "Chunked: small kernels don't get shorter; forward joins wait for the whole stream.",
+            "1f1b: the first forward and the last backward (with a pipeline: warm-up and cool-down)"
+            " stay exposed; a second micro-batch is kept in memory.",
+        ),
+        dominant="how much independent work really runs beside the wire",
+        apply=ep_overlap,
+        order=8,
+        contention=True,
+    ),
+    ChangeInfo(
+        name="stragglers",
+        title="No waiting for slow ranks",
+        description="Every rank finds its peers already there.",
+        parameters="none",
+        assumptions=("The late ranks' delays go away; an upper bound for fixing them.",),
+        dominant="that the delay of the late rank can be removed",
+        apply=stragglers,
+        order=9,
+    ),
+)
+
+CHANGES: Mapping[str, ChangeInfo] = MappingProxyType({one.name: one for one in _ALL})
+"""Change name -> what it does and assumes."""

@@ -1,0 +1,1 @@
+"""The changes that can be simulated, one module per kind."""

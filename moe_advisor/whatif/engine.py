@@ -1,0 +1,288 @@
+"""Turns changes into estimates: three cases, honest ranges, the wall that comes next."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from moe_advisor.intervals import union
+from moe_advisor.measure.summary import Summary
+from moe_advisor.result import Estimate, WhatIf
+from moe_advisor.roles.roles import COMMUNICATION, COMPUTE, Role
+from moe_advisor.whatif import calibrate
+from moe_advisor.whatif.catalog import CHANGES, ChangeInfo
+from moe_advisor.whatif.changes.contention import contended
+from moe_advisor.whatif.changes.edit import Ask, Case, Context, NotApplicableError
+from moe_advisor.whatif.model import StepModel
+from moe_advisor.whatif.replay import Timing, replay
+
+NS_PER_MS = 1e6
+
+CONTENTION_PASSES = 2
+"""Overlap and slowdown depend on each other; after two passes the step moves by less than 0.5 %."""
+
+METRICS_USED = (
+    "memory_headroom_gib",
+    "memory_peak_gib",
+    "microbatches_per_step",
+    "graph_kernel_share",
+    "expert_token_imbalance",
+    "compute_excess_ms",
+)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    info: ChangeInfo
+    value: str | None
+
+
+def parse(name: str) -> tuple[str, str | None]:
+    """`cuda-graphs=attn` -> ("cuda-graphs", "attn"); KeyError for a change that does not exist."""
+    change, _, value = name.partition("=")
+    if change not in CHANGES:
+        raise KeyError(change)
+    return change, value or None
+
+
+def estimate(
+    model: StepModel,
+    summary: Summary,
+    names: Sequence[str],
+    *,
+    config: Mapping[str, Any] | None = None,
+    unprofiled_step_ms: float | None = None,
+) -> list[WhatIf]:
+    """One estimate per name (`change` or `change=value`), in the order given.
+
+    A change that does not apply, or that the trace can't tell, has status not_measured and a
+    reason. `config` holds configuration values by name, `unprofiled_step_ms` a step time from a
+    log: without it host work counts as stretched by 20 to 50 %. KeyError for an unknown change.
+    """
+    context = _context(summary, config)
+    engine = _Engine(model, context, unprofiled_step_ms)
+    found = []
+    for name in names:
+        change, value = parse(name)
+        info = CHANGES[change]
+        found.append(
+            WhatIf(
+                name=name,
+                title=info.title,
+                estimate=engine.estimate([_Wanted(info, value)]),
+                assumptions=list(info.assumptions),
+            )
+        )
+    return found
+
+
+def combine(
+    model: StepModel,
+    names: tuple[str, ...],
+    *,
+    summary: Summary | None = None,
+    config: Mapping[str, Any] | None = None,
+    unprofiled_step_ms: float | None = None,
+) -> Estimate:
+    """The changes simulated together; one that does not apply makes the whole not_measured."""
+    context = _context(summary, config)
+    wanted = [_Wanted(CHANGES[parse(name)[0]], parse(name)[1]) for name in names]
+    return _Engine(model, context, unprofiled_step_ms).estimate(wanted)
+
+
+def replay_error(model: StepModel) -> float:
+    """How far the unchanged replay is from the measured step, as a share of it (worst rank)."""
+    timing = replay(model)
+    return max(
+        (
+            abs(new - lane.step_ns) / lane.step_ns
+            for new, lane in zip(timing.step_ns, model.lanes, strict=True)
+        ),
+        default=0.0,
+    )
+
+
+def unexplained_share(model: StepModel) -> float:
+    """Fixed delays that no launch, dependency or usual latency explains, as a share of the step."""
+    return max(
+        (float(lane.items.residual_ns.sum()) / lane.step_ns for lane in model.lanes), default=0.0
+    )
+
+
+def _context(summary: Summary | None, config: Mapping[str, Any] | None) -> Context:
+    metrics: dict[str, float] = {}
+    if summary is not None:
+        for name in METRICS_USED:
+            one = summary.metrics.get(name)
+            if one is not None and one.value is not None:
+                metrics[name] = one.value
+    return Context(dict(config or {}), metrics)
+
+
+class _Engine:
+    """Replays of one model; the unchanged ones are kept."""
+
+    def __init__(
+        self, model: StepModel, context: Context, unprofiled_step_ms: float | None
+    ) -> None:
+        self.model, self.context = model, context
+        self.base: dict[float, Timing] = {}
+        self.stretched = unprofiled_step_ms is None
+        self.scales = self._scales(unprofiled_step_ms)
+
+    def _scales(self, unprofiled_step_ms: float | None) -> tuple[float, float, float]:
+        """Host time of the real run over that of the traced one: most, expected and least."""
+        if unprofiled_step_ms is None or not self.model.lanes:
+            low, middle, high = (1.0 / one for one in calibrate.STRETCH)
+            return low, middle, high
+        wanted = unprofiled_step_ms * NS_PER_MS
+        below, above = 1.0 / 3.0, 1.0
+        if self.model.step_ns <= wanted:
+            return (1.0, 1.0, 1.0)
+        for _ in range(8):
+            middle = (below + above) / 2
+            if replay(self.model, host_scale=middle).mean_step_ns > wanted:
+                above = middle
+            else:
+                below = middle
+        middle = (below + above) / 2
+        return (middle, middle, middle)
+
+    def before(self, scale: float) -> Timing:
+        """The unchanged step with host work scaled."""
+        if scale not in self.base:
+            self.base[scale] = replay(self.model, host_scale=scale)
+        return self.base[scale]
+
+    def estimate(self, wanted: Sequence[_Wanted]) -> Estimate:
+        """The gain of all of `wanted` together."""
+        if not self.model.lanes:
+            return Estimate(status="not_measured", reason="no training step in the trace")
+        wanted = sorted(wanted, key=lambda one: one.info.order)
+        gains: dict[Case, list[float]] = {}
+        after, changed = self.before(self.scales[1]), self.model
+        try:
+            for case in Case:
+                new = self._changed(wanted, case)
+                scales = (
+                    {self.scales[1]} if case is Case.EXPECTED else {self.scales[0], self.scales[2]}
+                )
+                gains[case] = []
+                for scale in sorted(scales):
+                    timing, final = self._replayed(new, scale, wanted, case)
+                    gains[case].append(self._gain(timing, scale))
+                    if case is Case.EXPECTED:
+                        after, changed = timing, final
+        except NotApplicableError as reason:
+            return Estimate(status="not_measured", reason=str(reason))
+        expected = gains[Case.EXPECTED][0]
+        every = [gain for values in gains.values() for gain in values]
+        doubt = max(one.info.error for one in wanted)
+        margin = max(calibrate.REPEATABILITY * self.model.step_ns, doubt * abs(expected))
+        low, high = min(*every, expected - margin), max(*every, expected + margin)
+        low, high = self._bounded(low, expected, high)
+        return Estimate(
+            status="estimated",
+            low_ms=round(low / NS_PER_MS, 3),
+            expected_ms=round(expected / NS_PER_MS, 3),
+            high_ms=round(high / NS_PER_MS, 3),
+            basis=self._basis(wanted, low, expected),
+            dominant_assumption=self._dominant(wanted, gains),
+            next_wall=self._next_wall(changed, after),
+        )
+
+    def _changed(self, wanted: Sequence[_Wanted], case: Case) -> StepModel:
+        model = self.model
+        for one in wanted:
+            model = one.info.apply(model, Ask(one.value, case, self.context))
+        return model
+
+    def _replayed(
+        self, model: StepModel, scale: float, wanted: Sequence[_Wanted], case: Case
+    ) -> tuple[Timing, StepModel]:
+        timing = replay(model, host_scale=scale)
+        final = model
+        if any(one.info.contention for one in wanted):
+            for _ in range(CONTENTION_PASSES):
+                final = contended(self.model, model, timing.start_ns, timing.end_ns, case)
+                timing = replay(final, host_scale=scale)
+        return timing, final
+
+    def _gain(self, timing: Timing, scale: float) -> float:
+        """Ns per step; a step can't get shorter than its host takes to launch it."""
+        before = self.before(scale)
+        gains = [
+            old - max(new, min(host, old))
+            for old, new, host in zip(before.step_ns, timing.step_ns, timing.host_ns, strict=True)
+        ]
+        return float(np.mean(gains))
+
+    def _bounded(self, low: float, expected: float, high: float) -> tuple[float, float]:
+        """A range wider than RANGE_LIMIT says nothing; it is narrowed around the expected gain."""
+        limit = max(
+            calibrate.RANGE_POINTS * self.model.step_ns, calibrate.RANGE_GAINS * abs(expected)
+        )
+        limit = min(limit, max(calibrate.RANGE_STEP * self.model.step_ns, abs(expected)))
+        width = high - low
+        if width <= limit:
+            return low, high
+        shrink = limit / width
+        return expected - (expected - low) * shrink, expected + (high - expected) * shrink
+
+    def _basis(self, wanted: Sequence[_Wanted], low: float, expected: float) -> str:
+        step = self.model.step_ns
+        lane = self.model.lanes[0]
+        ranks = f"{len(self.model.lanes)} rank{'s' if len(self.model.lanes) > 1 else ''}"
+        names = " and ".join(one.info.name for one in wanted)
+        text = (
+            f"Replay of step {lane.step} on {ranks} with {names}: "
+            f"{step / NS_PER_MS:.1f} ms becomes {(step - expected) / NS_PER_MS:.1f} ms"
+        )
+        if self.stretched:
+            text += "; host work counted as stretched 1.2 to 1.5 times by the profiler"
+        if low < 0:
+            text += f"; the range includes a loss of up to {-low / NS_PER_MS:.1f} ms"
+        return text + "."
+
+    def _dominant(self, wanted: Sequence[_Wanted], gains: Mapping[Case, Sequence[float]]) -> str:
+        """What moves the range most: the profiler's stretch or the change's own assumption."""
+        by_scale = max(max(values) - min(values) for values in gains.values())
+        middle = [float(np.mean(values)) for values in gains.values()]
+        by_case = max(middle) - min(middle)
+        if by_scale > by_case:
+            return "how much the profiler stretched host work: give --log for the unprofiled step"
+        return wanted[-1].info.dominant
+
+    def _next_wall(self, model: StepModel, timing: Timing) -> str | None:
+        """The wall whose recoverable time is largest in the changed step.
+
+        Communication is exposed wire time; waiting, idle time and compute above its floor count as
+        compute_host, forward work run again as memory.
+        """
+        communication = host = memory = permuted = 0.0
+        for lane, start, end in zip(model.lanes, timing.start_ns, timing.end_ns, strict=True):
+            items = lane.items
+            work, wire = items.has_role(*COMPUTE), items.has_role(*COMMUNICATION)
+            exposed = (union(start[wire], end[wire]) - union(start[work], end[work])).total
+            waited = int(np.maximum((end - start - items.transfer_ns)[wire], 0).sum())
+            communication += max(0, exposed - waited)
+            host += max(0, int(start[-1]) - union(start, end).total) + min(waited, exposed)
+            memory += union(start[items.recompute], end[items.recompute]).total
+            permuted += float(items.duration_ns[items.has_role(Role.PERMUTE)].sum())
+        host += self._excess_ns() * permuted / max(self._permuted_ns(), 1.0)
+        walls = {"communication": communication, "compute_host": host, "memory": memory}
+        best = max(walls, key=lambda wall: walls[wall])
+        total = float(sum(timing.step_ns))
+        return best if walls[best] > calibrate.WALL_SHARE * total else "compute_host"
+
+    def _excess_ns(self) -> float:
+        """Compute above its floor in the traced step, all lanes."""
+        excess = self.context.metrics.get("compute_excess_ms", 0.0)
+        return excess * NS_PER_MS * len(self.model.lanes)
+
+    def _permuted_ns(self) -> float:
+        lanes = self.model.lanes
+        return float(
+            sum(lane.items.duration_ns[lane.items.has_role(Role.PERMUTE)].sum() for lane in lanes)
+        )
