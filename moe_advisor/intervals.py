@@ -134,15 +134,19 @@ def sweep(sets: Sequence[Intervals]) -> tuple[Nanoseconds, Nanoseconds]:
     Bit i of a state says that set i covers the stretch. At most 62 sets. Equal edges come once.
     """
     edges = np.concatenate([one.edges for one in sets])
-    change = np.concatenate(
+    # Which set opens (even) or closes (odd): one byte an edge until it is needed in full.
+    tags = np.concatenate(
         [
-            np.tile(np.asarray([1 << bit, -(1 << bit)], np.int64), len(one))
+            np.tile(np.asarray([2 * bit, 2 * bit + 1], np.int8), len(one))
             for bit, one in enumerate(sets)
         ]
     )
     order = np.argsort(edges, kind="stable")  # sorted runs: merged in linear time
-    times = edges[order]
-    state = np.cumsum(change[order])
+    times, tags = edges[order], tags[order]
+    del edges, order
+    change = np.asarray([s for bit in range(len(sets)) for s in (1 << bit, -(1 << bit))], np.int64)
+    state = change[tags]
+    np.cumsum(state, out=state)
     final = (
         np.concatenate([times[1:] > times[:-1], [True]]) if len(times) else np.empty(0, np.bool_)
     )
