@@ -1,0 +1,1 @@
+"""Renderings of a result: HTML, terminal text, Markdown, JUnit and JSON."""

@@ -14,12 +14,24 @@ from moe_advisor.output.formatting import (
     share,
     span,
 )
-from moe_advisor.output.story import Bar, Segment, WallRow
+from moe_advisor.output.step_view import Bar, Segment
+from moe_advisor.output.verdict_view import WallRow
 from moe_advisor.result import CollectiveView, Estimate, Timeline
 
-_TEXT_ON = {"expert": "onexpert", "wire": "on", "comm": "on", "compute": "on", "memory": "on",
-            "host": "halo", "wait": "halo", "unsplit": "halo", "hidden": "halo", "idle": "halo",
-            "opaque": "on", "other": "ink"}
+_TEXT_ON = {
+    "expert": "onexpert",
+    "wire": "on",
+    "comm": "on",
+    "compute": "on",
+    "memory": "on",
+    "host": "halo",
+    "wait": "halo",
+    "unsplit": "halo",
+    "hidden": "halo",
+    "idle": "halo",
+    "opaque": "on",
+    "other": "ink",
+}
 
 HEAT_LIMITS_MS = (0.05, 0.5, 2.0, 5.0)
 """Limits between the five colours of the heat map: below a launch's jitter, then by what a step
@@ -71,7 +83,9 @@ def stack(bar: Bar, scale_ms: float, height: int) -> Markup:
     for segment in bar.segments:
         width = segment.ms / scale_ms
         if segment.ms > 0:
-            title = f"{segment.label}: {segment.printed} ms, {share(segment.share)} of {bar.total} ms"
+            title = (
+                f"{segment.label}: {segment.printed} ms, {share(segment.share)} of {bar.total} ms"
+            )
             drawn.append(svg.rect(at, 0, width, height, segment.kind, title=title))
             drawn.append(_label(segment, at, width, height / 2 + 4, 600))
         at += width
@@ -99,8 +113,14 @@ def brackets(bar: Bar, scale_ms: float) -> Markup:
             drawn.append(svg.text(middle, 12, words, anchor="middle", weight=650, need=px * 1.2))
     for name, start, end, anchor, need in place_names(bar, scale_ms):
         drawn.append(
-            svg.text(start if anchor == "start" else end, 42, name, anchor=anchor, kind="muted",
-                     need=need)
+            svg.text(
+                start if anchor == "start" else end,
+                42,
+                name,
+                anchor=anchor,
+                kind="muted",
+                need=need,
+            )
         )
     return svg.image(47, "", *drawn, hidden=True)
 
@@ -119,7 +139,9 @@ def brackets_below(bar: Bar, scale_ms: float) -> Markup:
         middle = (left + right) / 2
         near_end = svg.text_px(words) / svg.REFERENCE_PX > 1.4 * (1 - middle)
         drawn.append(
-            svg.text(right if near_end else middle, 21, words, anchor="end" if near_end else "middle")
+            svg.text(
+                right if near_end else middle, 21, words, anchor="end" if near_end else "middle"
+            )
         )
     return svg.image(25, "", *drawn, hidden=True)
 
@@ -176,7 +198,11 @@ def hidden_bar(hidden_ms: float, scale_ms: float) -> Markup:
     bar = element_outline(hidden_ms / scale_ms)
     note = " hidden EP all-to-all, drawn under the compute that covers it; not part of the total"
     label = svg.text(
-        hidden_ms / scale_ms, 11, ms(hidden_ms) + note, dx=8, kind="muted",
+        hidden_ms / scale_ms,
+        11,
+        ms(hidden_ms) + note,
+        dx=8,
+        kind="muted",
         need=(svg.text_px(ms(hidden_ms) + note) + 8) / max(1 - hidden_ms / scale_ms, 0.05),
     )
     return svg.image(14, words, bar, label, kind="chart bar")
@@ -186,8 +212,15 @@ def element_outline(width: float) -> Markup:
     """The dotted bar with its outline."""
     return svg.element(
         "rect",
-        {"x": 0, "y": 1, "width": svg.percent(width), "height": 12, "fill": svg.FILLS["hidden"],
-         "stroke": svg.FILLS["wire"], "class": "f-hidden outlined"},
+        {
+            "x": 0,
+            "y": 1,
+            "width": svg.percent(width),
+            "height": 12,
+            "fill": svg.FILLS["hidden"],
+            "stroke": svg.FILLS["wire"],
+            "class": "f-hidden outlined",
+        },
     )
 
 
@@ -243,17 +276,25 @@ def wall(
         words = f"{label} {share(part)}"
         own = _TEXT_ON.get(kind, "ink")
         drawn.append(
-            svg.text(at, height / 2 + 7, words, kind=own, dx=8, weight=600,
-                     need=_inside(words, part))
+            svg.text(
+                at, height / 2 + 7, words, kind=own, dx=8, weight=600, need=_inside(words, part)
+            )
         )
         at += part
     if row.missing:
         drawn.append(
             svg.element(
                 "rect",
-                {"x": svg.percent(at), "y": 3.5, "width": 28, "height": height - 1,
-                 "fill": svg.FILLS["missing"], "stroke": svg.LINE, "stroke-dasharray": "3 2",
-                 "class": "f-missing outlined"},
+                {
+                    "x": svg.percent(at),
+                    "y": 3.5,
+                    "width": 28,
+                    "height": height - 1,
+                    "fill": svg.FILLS["missing"],
+                    "stroke": svg.LINE,
+                    "stroke-dasharray": "3 2",
+                    "class": "f-missing outlined",
+                },
                 svg.element("title", {}, f"Not measured: {row.missing}"),
             )
         )
@@ -268,7 +309,12 @@ def wall(
 
 
 def _margin(
-    end: float, first: float, margin: float, threshold: float, unclear: bool, height: int,
+    end: float,
+    first: float,
+    margin: float,
+    threshold: float,
+    unclear: bool,
+    height: int,
     offset: int,
 ) -> list[Markup]:
     """The distance between the ends of two bars, with the threshold ticked on it."""
@@ -278,14 +324,19 @@ def _margin(
         drawn.append(
             svg.element(
                 "line",
-                {"x1": svg.percent(end), "x2": svg.percent(first), "y1": middle, "y2": middle,
-                 "stroke": svg.INK, "stroke-width": 1.2, "class": "l-ink",
-                 "stroke-dasharray": "4 3" if unclear else None},
+                {
+                    "x1": svg.percent(end),
+                    "x2": svg.percent(first),
+                    "y1": middle,
+                    "y2": middle,
+                    "stroke": svg.INK,
+                    "stroke-width": 1.2,
+                    "class": "l-ink",
+                    "stroke-dasharray": "4 3" if unclear else None,
+                },
             )
         )
-        drawn += [
-            svg.line(x, middle - 5, x, middle + 5, "ink", svg.INK, 1.2) for x in (end, first)
-        ]
+        drawn += [svg.line(x, middle - 5, x, middle + 5, "ink", svg.INK, 1.2) for x in (end, first)]
         tick = end + threshold
         if tick <= 1:
             drawn.append(svg.line(tick, middle - 8, tick, middle + 8, "ink", svg.INK, 1.2))
@@ -305,11 +356,17 @@ def _margin(
     drawn.append(
         svg.element(
             "text",
-            {"x": svg.percent((end + first) / 2 if inside else max(first, end)),
-             "y": middle + 4, "dx": None if inside else 14 + offset,
-             "text-anchor": "middle" if inside else None, "fill": svg.INK,
-             "class": "t-plate " + svg.need_class(need), "stroke": svg.PAGE, "stroke-width": 8,
-             "paint-order": "stroke"},
+            {
+                "x": svg.percent((end + first) / 2 if inside else max(first, end)),
+                "y": middle + 4,
+                "dx": None if inside else 14 + offset,
+                "text-anchor": "middle" if inside else None,
+                "fill": svg.INK,
+                "class": "t-plate " + svg.need_class(need),
+                "stroke": svg.PAGE,
+                "stroke-width": 8,
+                "paint-order": "stroke",
+            },
             both,
         )
     )
@@ -324,8 +381,9 @@ def rest_bar(left_over: float) -> Markup:
         f"Not recoverable here: {share(left_over)} of the step",
         *_grid(24),
         svg.rect(0, 1, left_over, 22, "other"),
-        svg.text(0, 16, words, dx=8, kind="muted",
-                 need=(svg.text_px(words) + 16) / max(left_over, 1e-6)),
+        svg.text(
+            0, 16, words, dx=8, kind="muted", need=(svg.text_px(words) + 16) / max(left_over, 1e-6)
+        ),
         kind="chart bar",
     )
 
@@ -348,9 +406,16 @@ def gain_range(
         drawn.append(
             svg.element(
                 "rect",
-                {"x": svg.percent(at(0)), "y": 11.5, "width": "30%", "height": 11,
-                 "fill": svg.FILLS["missing"], "stroke": svg.LINE, "stroke-dasharray": "3 2",
-                 "class": "f-missing outlined"},
+                {
+                    "x": svg.percent(at(0)),
+                    "y": 11.5,
+                    "width": "30%",
+                    "height": 11,
+                    "fill": svg.FILLS["missing"],
+                    "stroke": svg.LINE,
+                    "stroke-dasharray": "3 2",
+                    "class": "f-missing outlined",
+                },
             )
         )
         return svg.image(34, label, *drawn, kind="chart range")
@@ -372,9 +437,15 @@ def gain_range(
 def _range_part(left: float, right: float, kind: str) -> Markup:
     return svg.element(
         "rect",
-        {"x": svg.percent(left), "y": 11.5, "width": svg.percent(max(right - left, 0.002)),
-         "height": 11, "fill": svg.FILLS[kind], "class": f"f-{kind} outlined",
-         "stroke": "#A33F00" if kind == "loss" else "#2F7FB3"},
+        {
+            "x": svg.percent(left),
+            "y": 11.5,
+            "width": svg.percent(max(right - left, 0.002)),
+            "height": 11,
+            "fill": svg.FILLS[kind],
+            "class": f"f-{kind} outlined",
+            "stroke": "#A33F00" if kind == "loss" else "#2F7FB3",
+        },
     )
 
 
@@ -408,8 +479,13 @@ def waterfall(
         top = max(step, high)
         children = [
             svg.rect(0, 4, after / top, 20, "compute"),
-            svg.rect(min(after, before) / top, 4, abs(before - after) / top,
-                     20, "range" if after <= before else "loss"),
+            svg.rect(
+                min(after, before) / top,
+                4,
+                abs(before - after) / top,
+                20,
+                "range" if after <= before else "loss",
+            ),
             svg.line(max(low, 0) / top, 14, high / top, 14, "ink", svg.INK, 1.5),
             svg.line(max(low, 0) / top, 10, max(low, 0) / top, 18, "ink", svg.INK, 1.5),
             svg.line(high / top, 10, high / top, 18, "ink", svg.INK, 1.5),
@@ -457,17 +533,20 @@ def still_lane(slices: Sequence[tuple[float, float, str]], step_us: float) -> Ma
         d = "".join(f"M{a} 0h{max(b - a, 1)}v10h-{max(b - a, 1)}z" for a, b in sorted(paths[kind]))
         drawn.append(
             svg.element(
-                "path", {"d": d, "fill": svg.FILLS.get(kind, svg.FILLS["other"]),
-                         "class": f"f-{kind}"}
+                "path",
+                {"d": d, "fill": svg.FILLS.get(kind, svg.FILLS["other"]), "class": f"f-{kind}"},
             )
         )
-    inner = svg.element(
+    return svg.element(
         "svg",
-        {"viewBox": f"0 0 {_BINS} 10", "preserveAspectRatio": "none", "width": "100%",
-         "height": "100%"},
+        {
+            "viewBox": f"0 0 {_BINS} 10",
+            "preserveAspectRatio": "none",
+            "width": "100%",
+            "height": "100%",
+        },
         *drawn,
     )
-    return inner
 
 
 def still_rows(timeline: Timeline) -> list[tuple[str, str, Markup, str]]:
@@ -486,8 +565,13 @@ def still_rows(timeline: Timeline) -> list[tuple[str, str, Markup, str]]:
         for _, length, kind in slices:
             sums[kind] = sums.get(kind, 0.0) + length
         main = max(sorted(sums), key=lambda kind: sums[kind])
-        note = {"expert": "compute", "wire": "EP all-to-all", "comm": "other communication",
-                "other": "copies", "opaque": "CUDA graphs"}.get(main, "compute")
+        note = {
+            "expert": "compute",
+            "wire": "EP all-to-all",
+            "comm": "other communication",
+            "other": "copies",
+            "opaque": "CUDA graphs",
+        }.get(main, "compute")
         rows.append(
             (
                 timeline.lanes[lane].capitalize(),
@@ -515,7 +599,12 @@ def still_rows(timeline: Timeline) -> list[tuple[str, str, Markup, str]]:
         ]
         label = f"GPU idle: {ms(total)} ms"
         rows.append(
-            ("Gaps", "GPU idle", _still_image(still_lane(lane_slices, step_us), 16, label), ms(total))
+            (
+                "Gaps",
+                "GPU idle",
+                _still_image(still_lane(lane_slices, step_us), 16, label),
+                ms(total),
+            )
         )
     return rows
 
@@ -590,8 +679,10 @@ def heat_data(view: CollectiveView, shown: Sequence[int]) -> dict[str, object]:
         "node": HEAT_NODE,
         "ranks": view.ranks,
         "rows": [
-            [f"{view.instances[i].role} {view.instances[i].index}",
-             [round(wait, 2) for wait in view.instances[i].wait_ms[: len(view.ranks)]]]
+            [
+                f"{view.instances[i].role} {view.instances[i].index}",
+                [round(wait, 2) for wait in view.instances[i].wait_ms[: len(view.ranks)]],
+            ]
             for i in shown
         ],
     }

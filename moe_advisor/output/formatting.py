@@ -176,9 +176,7 @@ def add_up(values: Sequence[float], total: float, absorbing: int | None = None) 
         rounded[absorbing] += missing
         return rounded
     sign = 1 if missing > 0 else -1
-    by_error = sorted(
-        range(len(values)), key=lambda i: (sign * (rounded[i] - values[i] * 10), i)
-    )
+    by_error = sorted(range(len(values)), key=lambda i: (sign * (rounded[i] - values[i] * 10), i))
     for i in by_error[: abs(missing)]:
         rounded[i] += sign
     return rounded

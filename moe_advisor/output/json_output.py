@@ -34,7 +34,7 @@ def decode(data: bytes, name: str = "result.json") -> Result:
     head = _decode(data, _Head, name)
     if head.schema != SCHEMA:
         raise InputError(f"{name}: not a moe-advisor result: give a trace or a result.json")
-    major, own = _major(head.schema_version), _major(SCHEMA_VERSION)
+    major, own = _major(head.schema_version), _major(SCHEMA_VERSION) or 0
     if major is None:
         raise InputError(f"{name}: schema_version {head.schema_version[:20]!r} is not a version")
     if major > own:
@@ -77,7 +77,7 @@ def _check_timeline(result: Result, name: str) -> None:
         ("role", len(timeline.roles)),
     ):
         column: list[int] = getattr(columns, field)
-        if column and not (0 <= min(column) and max(column) < size):
+        if column and not (min(column) >= 0 and max(column) < size):
             raise InputError(f"{name}: timeline.slices.{field} points outside its list")
     host = (_is_slice(row, 4) for row in timeline.host)
     gaps = (_is_slice(row, 3) for row in timeline.gaps)

@@ -7,7 +7,7 @@ Without a gate a finding is advice, not a failure: its text goes to `system-out`
 
 from xml.sax.saxutils import escape, quoteattr
 
-from moe_advisor.output import story
+from moe_advisor.output import run_view
 from moe_advisor.output.changes import diffs
 from moe_advisor.output.formatting import figure, gain, has_gain, ms
 from moe_advisor.output.tidy import tidy
@@ -21,8 +21,10 @@ def render(result: Result, *, findings_fail: bool = False) -> str:
     shown = tidy(result)
     advice = {found.rule: found for found in shown.recommendations}
     rules = sorted(shown.rules, key=lambda rule: (rule.topic, rule.id))
-    counts = {name: sum(rule.outcome == name for rule in rules) for name in
-              ("finding", "error", "not_measured", "not_applicable")}
+    counts = {
+        name: sum(rule.outcome == name for rule in rules)
+        for name in ("finding", "error", "not_measured", "not_applicable")
+    }
     failures = counts["finding"] if findings_fail else 0
     totals = (
         f'tests="{len(rules)}" failures="{failures}" errors="{counts["error"]}" '
@@ -31,7 +33,7 @@ def render(result: Result, *, findings_fail: bool = False) -> str:
     lines = [
         '<?xml version="1.0" encoding="UTF-8"?>',
         f'<testsuites name="moe-advisor" {totals}>',
-        f'  <testsuite name={quoteattr("moe-advisor " + story.run_name(shown))} {totals}>',
+        f"  <testsuite name={quoteattr('moe-advisor ' + run_view.run_name(shown))} {totals}>",
         "    <properties>",
         *(
             f"      <property name={quoteattr(name)} value={quoteattr(value)}/>"
@@ -40,7 +42,7 @@ def render(result: Result, *, findings_fail: bool = False) -> str:
         "    </properties>",
     ]
     for rule in rules:
-        lines += _case(rule, advice.get(rule.id), story.step_ms(shown), findings_fail)
+        lines += _case(rule, advice.get(rule.id), run_view.step_ms(shown), findings_fail)
     lines += ["  </testsuite>", "</testsuites>", ""]
     return "\n".join(lines)
 
@@ -50,7 +52,7 @@ def _properties(result: Result) -> list[tuple[str, str]]:
         ("verdict", result.walls.verdict),
         ("limiter", result.walls.limiter or "none"),
         ("headline", result.walls.headline),
-        ("capture", story.capture_state(result)[1]),
+        ("capture", run_view.capture_state(result)[1]),
         ("moe-advisor", result.tool.version),
     ]
     for name in PROPERTIES:
@@ -62,7 +64,8 @@ def _properties(result: Result) -> list[tuple[str, str]]:
 def _case(
     rule: RuleOutcome, found: Recommendation | None, step: float | None, findings_fail: bool
 ) -> list[str]:
-    head = f"    <testcase classname={quoteattr('moe-advisor.' + rule.topic)} name={quoteattr(rule.id)}"
+    topic = quoteattr(f"moe-advisor.{rule.topic}")
+    head = f"    <testcase classname={topic} name={quoteattr(rule.id)}"
     reason = quoteattr(rule.reason)
     if rule.outcome == "pass":
         return [head + "/>"]

@@ -2,7 +2,7 @@
 
 import re
 
-from moe_advisor.output import story
+from moe_advisor.output import plan_view, run_view, step_view, tile_view, verdict_view
 from moe_advisor.output.changes import Diff, diffs
 from moe_advisor.output.formatting import count, cut, from_tenths, ms, share
 from moe_advisor.output.tidy import tidy
@@ -19,10 +19,10 @@ _LINK = re.compile(r"\b(https?|ftp)://", re.IGNORECASE)
 def render(result: Result) -> str:
     """The report in Markdown, at most 60 kB; what is left out is said."""
     shown = tidy(result)
-    plan = story.plan(shown)
+    plan = plan_view.plan(shown)
     head = _head(shown)
     tail = _tail(shown)
-    details = [_advice(advice, shown) for advice in plan.all()]
+    details = [_advice(advice) for advice in plan.all()]
     left_out = 0
     while True:
         note = (
@@ -67,24 +67,35 @@ def _table(titles: list[str], align: str, rows: list[list[str]]) -> list[str]:
 
 
 def _head(result: Result) -> list[str]:
-    words = [story.run_name(result), *story.identity(result)]
-    state = story.capture_state(result)[1]
+    words = [run_view.run_name(result), *run_view.identity(result)]
+    state = run_view.capture_state(result)[1]
+    headline = verdict_view.partial_prefix(result) + result.walls.headline
     lines = [
-        f"## {escape(story.verdict_label(result))}: {escape(cut(story.partial_prefix(result) + result.walls.headline, 300))}",
+        f"## {escape(verdict_view.verdict_label(result))}: {escape(cut(headline, 300))}",
         "",
     ]
     if result.walls.cause:
         lines += [escape(result.walls.cause), ""]
-    detail = " · ".join(word for word in (story.verdict_detail(result), f"capture {state.lower()}") if word)
+    detail = " · ".join(
+        word for word in (verdict_view.verdict_detail(result), f"capture {state.lower()}") if word
+    )
     lines += [f"{escape(cut(' · '.join(words), 300))}  ", escape(detail), ""]
-    step = story.step_ms(result)
+    step = run_view.step_ms(result)
     rows = []
-    for row in story.wall_rows(result):
-        parts = ", ".join(f"{escape(label)} {share(part)}" for label, _, part in row.segments if part >= 0.0005)
+    for row in verdict_view.wall_rows(result):
+        parts = ", ".join(
+            f"{escape(label)} {share(part)}" for label, _, part in row.segments if part >= 0.0005
+        )
         if row.missing:
             parts += ("; " if parts else "") + f"**not measured**: {escape(row.missing)}"
         tag = f" ({row.tag})" if row.tag else ""
-        rows.append([f"{row.title.replace('&', 'and')}{tag}", story.wall_score(result, row), parts or "nothing found"])
+        rows.append(
+            [
+                f"{row.title.replace('&', 'and')}{tag}",
+                verdict_view.wall_score(result, row),
+                parts or "nothing found",
+            ]
+        )
     of = f" of the {ms(step)} ms step" if step else ""
     lines += _table(["Wall", f"Recoverable{of}", "Of which"], "lrl", rows)
     lines += _table(
@@ -96,7 +107,7 @@ def _head(result: Result) -> list[str]:
                 f"**{tile.figure}**" if tile.figure.measured else "**not measured**",
                 escape("; ".join(tile.lines)),
             ]
-            for tile in story.tiles(result)
+            for tile in tile_view.tiles(result)
         ],
     )
     lines += _parts(result)
@@ -105,10 +116,10 @@ def _head(result: Result) -> list[str]:
 
 
 def _parts(result: Result) -> list[str]:
-    mean = story.mean_bar(result)
+    mean = step_view.mean_bar(result)
     if mean is None:
         return ["### Where a step's time goes", "", "**Not measured**: no step in the trace.", ""]
-    titles, rows = story.part_rows(result)
+    titles, rows = step_view.part_rows(result)
     made = [
         [
             escape(row.segment.label),
@@ -119,7 +130,7 @@ def _parts(result: Result) -> list[str]:
         ]
         for row in rows
     ]
-    made.append(["**Step**", *story.rank_totals(result), f"**{mean.total}**", "100 %", ""])
+    made.append(["**Step**", *step_view.rank_totals(result), f"**{mean.total}**", "100 %", ""])
     families = ", ".join(
         f"{title.lower()} {from_tenths(tenths)}" for title, tenths, _, _ in mean.families()
     )
@@ -137,10 +148,10 @@ def _parts(result: Result) -> list[str]:
 
 
 def _plan(result: Result) -> list[str]:
-    plan = story.plan(result)
+    plan = plan_view.plan(result)
     lines = ["### The plan", ""]
     if not plan.all():
-        return [*lines, escape(story.nothing_to_do(result)), ""]
+        return [*lines, escape(plan_view.nothing_to_do(result)), ""]
     rows = []
     for advice in plan.all():
         found = advice.found
@@ -160,18 +171,16 @@ def _plan(result: Result) -> list[str]:
                 found.confidence,
             ]
         )
-    lines += _table(
-        ["", "Change", "Expected", "Range", "Severity", "Confidence"], "llrrll", rows
-    )
+    lines += _table(["", "Change", "Expected", "Range", "Severity", "Confidence"], "llrrll", rows)
     if plan.combined:
         lines += [f"{plan.combined}. {escape(plan.combined_note)}".strip(), ""]
     return lines
 
 
-def _advice(advice: story.Advice, result: Result) -> list[str]:
+def _advice(advice: plan_view.Advice) -> list[str]:
     found = advice.found
-    title = cut(found.title, 200).translate({ord("<"): "&lt;", ord(">"): "&gt;", ord("&"): "&amp;"})
-    lines = [f"<details><summary>{advice.mark} {escape_html_title(title)}</summary>", ""]
+    title = entities(cut(found.title, 200))
+    lines = [f"<details><summary>{advice.mark} {title}</summary>", ""]
     lines += [escape(found.finding), "", escape(found.why), ""]
     for diff in diffs(found.changes):
         lines += _diff(diff)
@@ -183,7 +192,8 @@ def _advice(advice: story.Advice, result: Result) -> list[str]:
                 if one.state == "unmet":
                     extra = f"otherwise: {one.consequence}"
                 lines.append(
-                    f"- {_MARKS[one.state]}: {escape(one.text)}{f' ({escape(extra)})' if extra else ''}"
+                    f"- {_MARKS[one.state]}: {escape(one.text)}"
+                    + (f" ({escape(extra)})" if extra else "")
                 )
             lines.append("")
     for name, items in (("Evidence", found.evidence), ("Counter-evidence", found.counter_evidence)):
@@ -202,9 +212,10 @@ def _advice(advice: story.Advice, result: Result) -> list[str]:
     return [*lines, "</details>", ""]
 
 
-def escape_html_title(text: str) -> str:
-    """A title inside a raw HTML element, where Markdown's own escapes may not hold."""
-    return _LINK.sub(r"\1&#58;//", text.replace("@", "&#64;").replace("`", "&#96;"))
+def entities(text: str) -> str:
+    """Text inside a raw HTML element, where backslashes may not hold: entities only."""
+    special = _SPECIAL.sub(lambda found: f"&#{ord(found[0])};", text)
+    return _LINK.sub(r"\1&#58;//", special)
 
 
 def _diff(diff: Diff) -> list[str]:
@@ -217,7 +228,7 @@ def _diff(diff: Diff) -> list[str]:
 
 def _tail(result: Result) -> list[str]:
     lines: list[str] = []
-    questions = story.open_questions(result)
+    questions = verdict_view.open_questions(result)
     if questions:
         lines += ["### Not measured", "", *(f"- {escape(text)}" for text in questions[:20]), ""]
     notable = [issue for issue in result.capture.issues if issue.severity != "info"]
@@ -231,8 +242,13 @@ def _tail(result: Result) -> list[str]:
             ),
             "",
         ]
-    counts = {name: sum(rule.outcome == name for rule in result.rules) for name in
-              ("finding", "pass", "not_measured", "not_applicable", "error")}
+    counts = {
+        name: sum(rule.outcome == name for rule in result.rules)
+        for name in ("finding", "pass", "not_measured", "not_applicable", "error")
+    }
     words = ", ".join(f"{count(n)} {name.replace('_', ' ')}" for name, n in counts.items() if n)
-    lines += [f"<sub>moe-advisor {escape(result.tool.version)} · rules: {words or 'none ran'} · gains are ms of the traced step</sub>"]
+    lines += [
+        f"<sub>moe-advisor {escape(result.tool.version)} · rules: {words or 'none ran'} · "
+        "gains are ms of the traced step</sub>"
+    ]
     return lines

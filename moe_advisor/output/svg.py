@@ -106,7 +106,12 @@ def rect(
 
 
 def line(
-    x1: float, y1: float, x2: float, y2: float, kind: str = "axis", colour: str = LINE,
+    x1: float,
+    y1: float,
+    x2: float,
+    y2: float,
+    kind: str = "axis",
+    colour: str = LINE,
     width: float = 1,
 ) -> Markup:
     """A straight line; x are fractions, y pixels."""
@@ -188,15 +193,18 @@ def patterns() -> Markup:
         )
 
     def box(size: float, fill: str, name: str) -> Markup:
-        return element(
-            "rect", {"width": size, "height": size, "fill": fill, "class": f"pf-{name}"}
-        )
+        return element("rect", {"width": size, "height": size, "fill": fill, "class": f"pf-{name}"})
 
     def stroke(path: str, colour: str, name: str, width: float) -> Markup:
         return element(
             "path",
-            {"d": path, "stroke": colour, "stroke-width": width, "fill": "none",
-             "class": f"ps-{name}"},
+            {
+                "d": path,
+                "stroke": colour,
+                "stroke-width": width,
+                "fill": "none",
+                "class": f"ps-{name}",
+            },
         )
 
     wire, page = FILLS["wire"], PAGE
@@ -204,9 +212,7 @@ def patterns() -> Markup:
         "defs",
         {},
         pattern("wait", 7, 45, box(7, page, "page"), stroke("M2 0V7", wire, "wire", 4)),
-        pattern(
-            "unsplit", 12, 45, box(12, wire, "wire"), stroke("M1 0V12", page, "page", 1.5)
-        ),
+        pattern("unsplit", 12, 45, box(12, wire, "wire"), stroke("M1 0V12", page, "page", 1.5)),
         pattern(
             "hidden",
             5,
@@ -214,7 +220,9 @@ def patterns() -> Markup:
             box(5, page, "page"),
             element("circle", {"cx": 2.5, "cy": 2.5, "r": 1.3, "fill": wire, "class": "pf-wire"}),
         ),
-        pattern("host", 6, 0, box(6, "#E69F00", "host"), stroke("M0 .5H6M.5 0V6", "#7A4F00", "grid", 1)),
+        pattern(
+            "host", 6, 0, box(6, "#E69F00", "host"), stroke("M0 .5H6M.5 0V6", "#7A4F00", "grid", 1)
+        ),
         pattern("idle", 4, 45, box(4, page, "page"), stroke("M1 0V4", "#9AA5B1", "idle", 1.4)),
         pattern("missing", 9, -45, box(9, page, "page"), stroke("M1 0V9", "#9AA5B1", "idle", 1)),
         pattern("loss", 5, 45, box(5, "#FCEBE0", "tint"), stroke("M1 0V5", "#A33F00", "bad", 2)),

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.text import Text
 
-from moe_advisor.output import story
+from moe_advisor.output import plan_view, run_view, step_view, tile_view, verdict_view
 from moe_advisor.output.formatting import (
     MINUS,
     cut,
@@ -38,15 +38,55 @@ _COLOURS = {
     "other": "#6F7B88",
     "missing": "#8C96A2",
 }
-_BLOCKS = {"wait": "▒", "unsplit": "▓", "hidden": "░", "comm": "▓", "host": "▒", "idle": "░",
-           "missing": "░", "other": "░", "opaque": "▓"}
-_LETTERS = {"expert": "E", "compute": "c", "wire": "W", "wait": "w", "unsplit": "A", "hidden": "u",
-            "comm": "D", "host": "h", "idle": "i", "memory": "M", "opaque": "g", "other": "o",
-            "missing": "?"}
+_BLOCKS = {
+    "wait": "▒",
+    "unsplit": "▓",
+    "hidden": "░",
+    "comm": "▓",
+    "host": "▒",
+    "idle": "░",
+    "missing": "░",
+    "other": "░",
+    "opaque": "▓",
+}
+_LETTERS = {
+    "expert": "E",
+    "compute": "c",
+    "wire": "W",
+    "wait": "w",
+    "unsplit": "A",
+    "hidden": "u",
+    "comm": "D",
+    "host": "h",
+    "idle": "i",
+    "memory": "M",
+    "opaque": "g",
+    "other": "o",
+    "missing": "?",
+}
 _ASCII = str.maketrans(
-    {MINUS: "-", "×": "x", "·": "|", "→": "->", "±": "+/-", "≈": "~", "…": "~", "÷": "/",
-     "–": "-", "—": "-", "’": "'", "“": '"', "”": '"', "│": "|", "├": "[", "┤": "]", "─": "-",
-     "●": "*", "┊": ":", "✓": "ok"}
+    {
+        MINUS: "-",
+        "×": "x",
+        "·": "|",
+        "→": "->",
+        "±": "+/-",
+        "≈": "~",
+        "…": "~",
+        "÷": "/",
+        "–": "-",
+        "—": "-",
+        "’": "'",
+        "“": '"',
+        "”": '"',
+        "│": "|",
+        "├": "[",
+        "┤": "]",
+        "─": "-",
+        "●": "*",
+        "┊": ":",
+        "✓": "ok",
+    }
 )
 
 Part = tuple[str, str]
@@ -105,8 +145,15 @@ class _Canvas:
             return "".join(line[: self.width].rstrip() + "\n" for line in plain)
         sink = io.StringIO()
         console = Console(
-            file=sink, width=self.width, force_terminal=True, color_system="truecolor",
-            highlight=False, markup=False, emoji=False, legacy_windows=False, _environ={},
+            file=sink,
+            width=self.width,
+            force_terminal=True,
+            color_system="truecolor",
+            highlight=False,
+            markup=False,
+            emoji=False,
+            legacy_windows=False,
+            _environ={},
         )
         for line in lines:
             text = Text(no_wrap=True, overflow="ellipsis" if self.unicode else "crop")
@@ -130,7 +177,14 @@ class _Canvas:
         if len(made) > lines:
             last = made[lines - 1][0][0]
             made = made[:lines]
-            made[-1] = [(cut(last + " …" if len(last) < self.width - 2 else last[:-2] + " …", self.width), style)]
+            made[-1] = [
+                (
+                    cut(
+                        last + " …" if len(last) < self.width - 2 else last[:-2] + " …", self.width
+                    ),
+                    style,
+                )
+            ]
         return [[(cut(part, self.width), style) for part, style in one] for one in made]
 
 
@@ -139,17 +193,17 @@ def _verdict(result: Result, canvas: _Canvas) -> list[list[Part]]:
     detail = " · ".join(
         word
         for word in (
-            story.verdict_detail(result),
-            f"capture {story.capture_state(result)[1].lower()}",
+            verdict_view.verdict_detail(result),
+            f"capture {run_view.capture_state(result)[1].lower()}",
         )
         if word
     )
-    label = story.verdict_label(result).upper()
+    label = verdict_view.verdict_label(result).upper()
     first: list[Part] = [
-        (label, tone[story.verdict_tone(result)]),
+        (label, tone[verdict_view.verdict_tone(result)]),
         ("   " + cut(detail, canvas.width - len(label) - 3), "dim"),
     ]
-    headline = story.partial_prefix(result) + result.walls.headline
+    headline = verdict_view.partial_prefix(result) + result.walls.headline
     lines = [first, *canvas.wrapped(headline, "bold", 2)]
     if result.walls.cause:
         lines += canvas.wrapped(result.walls.cause, "dim", 2)
@@ -160,9 +214,12 @@ def _walls(result: Result, canvas: _Canvas) -> list[list[Part]]:
     room = max(20, canvas.width - 56)
     threshold = points(result.walls.threshold)
     lines: list[list[Part]] = [
-        [("Walls", "bold"), (f"{'':11}recoverable, % of the step, {threshold} points needed to call it", "dim")]
+        [
+            ("Walls", "bold"),
+            (f"{'':11}recoverable, % of the step, {threshold} points needed to call it", "dim"),
+        ]
     ]
-    for row in story.wall_rows(result):
+    for row in verdict_view.wall_rows(result):
         parts: list[Part] = [(f"{row.title:<16}", "")]
         used = 0
         for _, kind, part in row.segments:
@@ -174,31 +231,37 @@ def _walls(result: Result, canvas: _Canvas) -> list[list[Part]]:
             used += 2
         words = row.tag
         if not words and row.segments:
-            words = ", ".join(f"{label} {number(part * 100)}" for label, _, part in row.segments[:2])
+            words = ", ".join(
+                f"{label} {number(part * 100)}" for label, _, part in row.segments[:2]
+            )
         if row.missing and row.tag != "next wall":
             words = row.missing
         left = canvas.width - 16 - room - 9
         parts += [
             (" " * (room - used), ""),
-            (f"{story.wall_score(result, row).removesuffix(' %'):>6}", "bold"),
+            (f"{verdict_view.wall_score(result, row).removesuffix(' %'):>6}", "bold"),
             ("  " + cut(words, left), "dim"),
         ]
         lines.append(parts)
     return lines
 
 
-def _merged(bar: story.Bar) -> list[story.Segment]:
+def _merged(bar: step_view.Bar) -> list[step_view.Segment]:
     """Host gaps of all causes as one part: a screen has no room for more."""
     host = [segment for segment in bar.segments if segment.kind == "host"]
-    merged: list[story.Segment] = []
+    merged: list[step_view.Segment] = []
     for segment in bar.segments:
         if segment.kind != "host":
             merged.append(segment)
         elif segment is host[0]:
             merged.append(
-                story.Segment(
-                    "host_gaps", "Host gaps", "host", segment.family,
-                    sum(s.ms for s in host), sum(s.tenths for s in host),
+                step_view.Segment(
+                    "host_gaps",
+                    "Host gaps",
+                    "host",
+                    segment.family,
+                    sum(s.ms for s in host),
+                    sum(s.tenths for s in host),
                     sum(s.share for s in host),
                 )
             )
@@ -206,10 +269,10 @@ def _merged(bar: story.Bar) -> list[story.Segment]:
 
 
 def _step(result: Result, canvas: _Canvas) -> list[list[Part]]:
-    mean = story.mean_bar(result)
+    mean = step_view.mean_bar(result)
     if mean is None:
         return [[("Step", "bold"), ("  not measured: no step in the trace", "dim")], []]
-    tile = story.tiles(result)[0]
+    tile = tile_view.tiles(result)[0]
     note = " · ".join(tile.lines)
     segments = _merged(mean)
     bar: list[Part] = []
@@ -234,7 +297,7 @@ def _step(result: Result, canvas: _Canvas) -> list[list[Part]]:
     return [*lines, []]
 
 
-def _row(segment: story.Segment | None, width: int, canvas: _Canvas) -> list[Part]:
+def _row(segment: step_view.Segment | None, width: int, canvas: _Canvas) -> list[Part]:
     if segment is None:
         return [(" " * width, "")]
     label = cut(segment.label, width - 22)
@@ -245,11 +308,11 @@ def _row(segment: story.Segment | None, width: int, canvas: _Canvas) -> list[Par
 
 
 def _plan(result: Result, canvas: _Canvas) -> list[list[Part]]:
-    plan = story.plan(result)
+    plan = plan_view.plan(result)
     if not plan.all():
-        return [[("Plan", "bold")], *canvas.wrapped(story.nothing_to_do(result), "dim", 3), []]
-    low, high = story.gain_domain(result)
-    step = story.step_ms(result)
+        return [[("Plan", "bold")], *canvas.wrapped(plan_view.nothing_to_do(result), "dim", 3), []]
+    low, high = plan_view.gain_domain(result)
+    step = run_view.step_ms(result)
     priced = any(has_gain(advice.found.estimate) for advice in plan.all())
     title_width = min(46, canvas.width - 54)
     strip = canvas.width - title_width - 28 if priced else 0
@@ -280,7 +343,10 @@ def _plan(result: Result, canvas: _Canvas) -> list[list[Part]]:
                 (f"{cut(title, title_width - 3):<{title_width - 2}}", ""),
                 *_strip(advice.found.estimate, low, high, strip),
                 (f"{advice.expected:>12} ", "bold"),
-                (advice.range.removesuffix(" ms"), "#FF9A57" if advice.range_low_is_loss else "dim"),
+                (
+                    advice.range.removesuffix(" ms"),
+                    "#FF9A57" if advice.range_low_is_loss else "dim",
+                ),
             ]
         )
     left_over = len(plan.all()) - len(shown)
@@ -321,17 +387,18 @@ def _strip(estimate: Estimate, low: float, high: float, width: int) -> list[Part
 def _closing(
     result: Result, canvas: _Canvas, outputs: Sequence[tuple[str, str]]
 ) -> list[list[Part]]:
-    lines: list[list[Part]] = []
-    questions = story.open_questions(result)
-    for text in questions[:QUESTION_LINES]:
-        lines.append(
-            [("? not measured  ", "#F0B95A"), (cut(text, canvas.width - 16), "")]
-        )
+    questions = verdict_view.open_questions(result)
+    lines: list[list[Part]] = [
+        [("? not measured  ", "#F0B95A"), (cut(text, canvas.width - 16), "")]
+        for text in questions[:QUESTION_LINES]
+    ]
     if len(questions) > QUESTION_LINES:
         lines.append([(f"  and {len(questions) - QUESTION_LINES} more in the report", "dim")])
-    for issue in result.capture.issues:
-        if issue.severity == "error":
-            lines.append([("! capture  ", "#FF9A57"), (cut(issue.message, canvas.width - 11), "")])
+    lines += [
+        [("! capture  ", "#FF9A57"), (cut(issue.message, canvas.width - 11), "")]
+        for issue in result.capture.issues
+        if issue.severity == "error"
+    ][:QUESTION_LINES]
     named = "   ".join(f"{label} {path}" for label, path in outputs)
     rules = [rule.rule for rule in result.recommendations[:1]]
     if rules:

@@ -6,7 +6,7 @@ from typing import Any
 
 from moe_advisor.output import charts
 from moe_advisor.output.formatting import ms
-from moe_advisor.output.story import gap_cause
+from moe_advisor.output.step_view import gap_cause
 from moe_advisor.result import Recommendation, Result, Timeline
 
 MARGIN = 1.0
@@ -45,18 +45,21 @@ def jumps(result: Result) -> list[Jump]:
         if key == "exposed":
             spans = timeline.exposed
             starts = [pair[0] for pair in spans]
-            best = max(rows, key=lambda i: (_within(spans, starts, columns.start_us[i], columns.dur_us[i]), -i))
+            best = max(
+                rows,
+                key=lambda i: (_within(spans, starts, columns.start_us[i], columns.dur_us[i]), -i),
+            )
         else:
             best = max(rows, key=lambda i: (columns.dur_us[i], -i))
         length = columns.dur_us[best]
         found.append(
             Jump(key, f"{title}, {ms(length / 1000, 2)} ms", columns.start_us[best], length, best)
         )
-    for key, title, wanted_gap in (
-        ("gap", "Host gap", lambda cause: cause != "dependency_idle"),
-        ("sync", "Gap in a synchronising call", lambda cause: cause == "host_gap_sync"),
+    for key, title, causes in (
+        ("gap", "Host gap", {str(gap[2]) for gap in timeline.gaps} - {"dependency_idle"}),
+        ("sync", "Gap in a synchronising call", {"host_gap_sync"}),
     ):
-        gaps = [gap for gap in timeline.gaps if wanted_gap(gap[2])]
+        gaps = [gap for gap in timeline.gaps if gap[2] in causes]
         wanted_here = key != "sync" or any(r.whatif == "host-syncs" for r in result.recommendations)
         if gaps and wanted_here:
             gap = max(gaps, key=lambda one: (one[1], -one[0]))
@@ -94,7 +97,8 @@ def jump_for(found: Recommendation, places: list[Jump]) -> int | None:
     wanted = [
         _BY_WHATIF.get(found.whatif or ""),
         {"communication": "exposed", "compute_host": "gap"}.get(found.wall)
-        if not found.whatif else None,
+        if not found.whatif
+        else None,
         "gap" if found.whatif == "host-syncs" else None,
     ]
     return next((keys.index(key) for key in wanted if key in keys), None)
@@ -130,8 +134,12 @@ def timeline_data(timeline: Timeline, places: list[Jump]) -> dict[str, Any]:
             cause: gap_cause(cause) for cause in sorted({str(gap[2]) for gap in timeline.gaps})
         },
         "jumps": [
-            {"start": round(place.start_us, 1), "dur": round(place.length_us, 1),
-             "slice": place.slice, "label": place.label}
+            {
+                "start": round(place.start_us, 1),
+                "dur": round(place.length_us, 1),
+                "slice": place.slice,
+                "label": place.label,
+            }
             for place in places
         ],
     }

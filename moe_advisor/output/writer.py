@@ -115,7 +115,7 @@ def _refuse_existing(path: Path, force: bool) -> None:
 
 
 def write(path: Path, data: bytes | str, *, force: bool = False) -> None:
-    """Writes `data` whole or not at all; text as UTF-8 with `\\n`. Folders are made.
+    """Writes `data` whole or not at all; text as UTF-8, line ends as they are. Folders are made.
 
     Without `force` an existing file is left alone even if it appeared a moment ago. Raises
     OutputError.

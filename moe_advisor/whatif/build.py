@@ -32,6 +32,13 @@ MAX_ITEMS = 24_000
 """Items of all lanes together; a larger step is merged kernel by kernel until it fits. A replay
 takes about 1 µs per item, and ten what-ifs replay some sixty times: 1.5 s."""
 
+SECTION_ITEMS = 40_000
+"""A step of more activities than this, over all ranks, is modelled by its first micro-batches that
+have so many: micro-batches repeat, and building and editing cost time per activity."""
+
+SECTION_COLLECTIVES = 8
+"""A section holds at least so many dispatches and combines, two layers forward and backward."""
+
 MAX_LANES = 16
 """So many ranks are replayed together; of more, the slowest and evenly spaced others."""
 
@@ -97,6 +104,8 @@ def build(measured: Sequence[MeasuredRank], hardware: Mapping[str, Any]) -> Step
         empty = calibrate.defaults(hardware)
         return StepModel((), (), empty, dict(hardware), (), SCOPES, {})
     parts = [_Rank(one, one.windows.names.index(step), step) for one in ranks]
+    whole_ns = float(np.mean([part.finish - part.begin for part in parts]))
+    _cut(parts)
     participants = _match(parts)
     offsets = _offsets(parts)
     lanes = [part.lane(offset) for part, offset in zip(parts, offsets, strict=True)]
@@ -114,6 +123,7 @@ def build(measured: Sequence[MeasuredRank], hardware: Mapping[str, Any]) -> Step
         ranks[0].trace.names,
         SCOPES,
         facts,
+        whole_ns=whole_ns,
     )
     return coarsen(model, MAX_ITEMS)
 
@@ -190,6 +200,14 @@ class _Rank:
         self.next_host = int(windows.host_start[step + 1]) if following else self.host_end
         self.collective = np.full(len(self.rows), NO_ITEM, np.int64)
         self.tids = np.unique(one.trace.calls["tid"].to_numpy()[self.call[self.call >= 0]])
+
+    def cut(self, at: int) -> None:
+        """Ends the modelled time when item `at` starts; what is launched from there on goes."""
+        self.finish = int(self.start[at])
+        self.next_row = int(self.rows[at])
+        self.next_host = int(self.launch[at])
+        for name in ("rows", "launch", "call", "start", "end", "stream", "collective"):
+            setattr(self, name, getattr(self, name)[:at])
 
     def _next_row(self, start: Ints, windows: StepWindows, step: int) -> int:
         """The activity whose start ends the step, or -1 where the host or an end does."""
@@ -531,6 +549,25 @@ def _joined(edges: Edges, items: Iterable[int], on: Iterable[int]) -> Edges:
 
 
 # ------------------------------------------------------------------------------ several ranks
+
+
+def _cut(parts: Sequence[_Rank]) -> None:
+    """Cuts a very long step behind the same collective on all ranks, between micro-batches."""
+    if sum(len(part.rows) for part in parts) <= SECTION_ITEMS:
+        return
+    budget = SECTION_ITEMS // len(parts)
+    places = []
+    for part in parts:
+        roles = part.one.roles.roles[part.rows]
+        places.append(np.flatnonzero(np.isin(roles, (Role.EP_DISPATCH, Role.EP_COMBINE))))
+    count = min(int(np.searchsorted(one, budget)) for one in places)
+    if count < SECTION_COLLECTIVES or min(map(len, places)) <= count:
+        return
+    backward = parts[0].one.roles.contexts.backward[np.maximum(parts[0].call, 0)][places[0]]
+    begins = np.flatnonzero(backward[:count] & ~backward[1 : count + 1]) + 1
+    chosen = int(begins[-1]) if len(begins) else count - count % 2
+    for part, place in zip(parts, places, strict=True):
+        part.cut(int(place[chosen]))
 
 
 def _match(parts: Sequence[_Rank]) -> tuple[tuple[int, ...], ...]:

@@ -42,7 +42,6 @@ def defaults(hardware: Mapping[str, Any]) -> Calibration:
         floor_ns=DEFAULT_FLOOR_NS,
         wire_floor_ns=DEFAULT_WIRE_FLOOR_NS,
         sm_count=int(hardware.get("sm_count") or DEFAULT_SM_COUNT),
-        contention=None,
     )
 
 
@@ -82,7 +81,6 @@ def measure(
         floor_ns=percentile(short, 10, base.floor_ns),
         wire_floor_ns=min(percentile(wire, 5, base.wire_floor_ns), base.wire_floor_ns),
         sm_count=int(sm_count or base.sm_count),
-        contention=None,
     )
 
 
@@ -204,11 +202,14 @@ OVERLAPPED_ALREADY = 0.15
 """A run that hides this share of its all-to-all has overlap on; by chance, behind the tail of other
 streams, it is 0 to 2 %."""
 
-RANGE_POINTS = 0.08
-"""A range may always be 8 points of the step wide."""
+SECTION_TOLERANCE = 0.01
+"""A modelled part within 1 % of the step is the whole step."""
 
-RANGE_GAINS = 1.5
-"""A wider range than 1.5 times the expected gain helps nobody to decide."""
+RANGE_POINTS = 0.07
+"""A range may always be 7 points of the traced step wide: 8 of the shorter unprofiled one."""
+
+RANGE_GAINS = 1.4
+"""A much wider range than the expected gain helps nobody to decide."""
 
 RANGE_STEP = 0.4
 """No range is wider than this share of the step, except for gains above it."""

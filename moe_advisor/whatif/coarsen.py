@@ -43,7 +43,8 @@ def merge_neighbours(lane: Lane, size: int) -> Lane:
     clock = np.cumsum(items.host_ns)
     to_end = work[last][group] - work + items.duration_ns
     way = clock - clock[last][group] + items.latency_ns + to_end
-    way += np.where(joins, items.residual_ns, 0)
+    # The first item's own delay comes after whatever held it up, so only it may count it.
+    way += np.where(joins, items.residual_ns - items.residual_ns[opens][group], 0)
     longest = np.maximum.reduceat(np.where(items.latency_ns > NEVER_LATE, way, NEVER_LATE), opens)
     latency = np.where(longest > NEVER_LATE, longest - duration, NEVER_LATE)
     sums = {

@@ -136,9 +136,9 @@ class _Engine:
         if unprofiled_step_ms is None or not self.model.lanes:
             low, middle, high = (1.0 / one for one in calibrate.STRETCH)
             return low, middle, high
-        wanted = unprofiled_step_ms * NS_PER_MS
+        wanted = unprofiled_step_ms * NS_PER_MS / self.model.repeats
         below, above = 1.0 / 3.0, 1.0
-        if self.model.step_ns <= wanted:
+        if self.model.lane_ns <= wanted:
             return (1.0, 1.0, 1.0)
         for _ in range(8):
             middle = (below + above) / 2
@@ -216,7 +216,7 @@ class _Engine:
             old - max(new, min(host, old))
             for old, new, host in zip(before.step_ns, timing.step_ns, timing.host_ns, strict=True)
         ]
-        return float(np.mean(gains))
+        return float(np.mean(gains)) * self.model.repeats
 
     def _bounded(self, low: float, expected: float, high: float) -> tuple[float, float]:
         """A range wider than RANGE_LIMIT says nothing; it is narrowed around the expected gain."""
@@ -239,6 +239,8 @@ class _Engine:
             f"Replay of step {lane.step} on {ranks} with {names}: "
             f"{step / NS_PER_MS:.1f} ms becomes {(step - expected) / NS_PER_MS:.1f} ms"
         )
+        if self.model.repeats > 1.0 + calibrate.SECTION_TOLERANCE:
+            text += f" (modelled on its first {1.0 / self.model.repeats:.0%})"
         if self.stretched:
             text += "; host work counted as stretched 1.2 to 1.5 times by the profiler"
         if low < 0:
@@ -270,7 +272,7 @@ class _Engine:
             host += max(0, int(start[-1]) - union(start, end).total) + min(waited, exposed)
             memory += union(start[items.recompute], end[items.recompute]).total
             permuted += float(items.duration_ns[items.has_role(Role.PERMUTE)].sum())
-        host += self._excess_ns() * permuted / max(self._permuted_ns(), 1.0)
+        host += self._excess_ns() / self.model.repeats * permuted / max(self._permuted_ns(), 1.0)
         walls = {"communication": communication, "compute_host": host, "memory": memory}
         best = max(walls, key=lambda wall: walls[wall])
         total = float(sum(timing.step_ns))

@@ -145,8 +145,6 @@ class Calibration:
     wire_floor_ns: int
     """What a collective costs without payload."""
     sm_count: int
-    contention: float | None
-    """Measured: duration of compute kernels beside communication over their own median."""
 
 
 @dataclass(frozen=True)
@@ -163,11 +161,23 @@ class StepModel:
     facts: Mapping[str, Any]
     merged: int = 1
     """Largest number of activities that one item stands for."""
+    whole_ns: float = 0.0
+    """Mean measured step over the ranks where the lanes hold only its first part, else 0."""
+
+    @property
+    def lane_ns(self) -> float:
+        """Mean measured time that the lanes hold, over the ranks."""
+        return float(np.mean([lane.step_ns for lane in self.lanes])) if self.lanes else 0.0
 
     @property
     def step_ns(self) -> float:
         """Mean measured step over the ranks."""
-        return float(np.mean([lane.step_ns for lane in self.lanes])) if self.lanes else 0.0
+        return self.whole_ns or self.lane_ns
+
+    @property
+    def repeats(self) -> float:
+        """How many times what the lanes hold makes the step."""
+        return self.step_ns / self.lane_ns if self.lanes else 1.0
 
     def with_lanes(self, lanes: "tuple[Lane, ...]") -> "StepModel":
         """The model with other lanes."""

@@ -137,7 +137,8 @@ def _merged(lane: Lane, found: list[Block], case: Case, context: Context) -> Lan
 def _on_side_stream(lane: Lane, moved: Flags) -> Lane:
     """Moves items to a stream of their own.
 
-    They still wait for what was before them; of the rest only the end of the step waits for them.
+    They still wait for what was before them; of the rest only later collectives that stay and the
+    end of the step wait for them.
     """
     items = lane.items
     stream = items.stream.copy()
@@ -150,11 +151,16 @@ def _on_side_stream(lane: Lane, moved: Flags) -> Lane:
         producers.append(before)
     on = np.asarray(producers, np.int64)
     known = on >= 0
+    # One communicator runs its collectives in order, and there is one wire.
+    others = np.flatnonzero(items.has_role(*PAYLOAD) & ~moved)
+    others = others[others > rows[0]]
+    newest = rows[np.searchsorted(rows, others) - 1]
     stays = ~moved[lane.edges.on]
+    more = int(known.sum()) + len(others) + 1
     edges = Edges(
-        np.concatenate([lane.edges.item[stays], rows[known], [len(items) - 1]]),
-        np.concatenate([lane.edges.on[stays], on[known], [rows[-1]]]),
-        np.concatenate([lane.edges.lag_ns[stays], np.zeros(int(known.sum()) + 1, np.int64)]),
+        np.concatenate([lane.edges.item[stays], rows[known], others, [len(items) - 1]]),
+        np.concatenate([lane.edges.on[stays], on[known], newest, [rows[-1]]]),
+        np.concatenate([lane.edges.lag_ns[stays], np.zeros(more, np.int64)]),
     )
     stream[rows] = int(stream.max()) + 1
     return replace(lane.with_items(stream=stream), edges=edges)
