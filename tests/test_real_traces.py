@@ -134,3 +134,28 @@ def test_the_same_input_gives_the_same_bytes(real_trace: Traces) -> None:
     paths = [str(path) for path in real_trace("torch/skew")]
     first = json_output.encode(analyze(paths))
     assert json_output.encode(analyze(paths[::-1])) == first
+
+
+# Captures of other parallelisms, made with lab/: which communication each one holds.
+COMMUNICATION = {
+    "nsys/pp_mix": {"ep_a2a_ms", "pp_p2p_ms", "dp_collective_ms"},
+    "nsys/mcore_pp2_m4": {"pp_p2p_ms", "dp_collective_ms"},
+    "nsys/mcore_tp2": {"ep_a2a_ms", "tp_collective_ms", "dp_collective_ms"},
+    "nsys/mcore_cp2_p2p": {"ep_a2a_ms", "cp_collective_ms", "dp_collective_ms"},
+    "nsys/mcore_distopt_ov": {"ep_a2a_ms", "dp_collective_ms"},
+}
+
+
+@pytest.mark.parametrize("name", sorted(COMMUNICATION))
+def test_each_parallelism_is_told_from_the_others(real_trace: Traces, name: str) -> None:
+    metrics = result_of(real_trace, name).metrics
+    families = {"ep_a2a", "dp_collective", "tp_collective", "cp_collective", "pp_p2p"}
+    present = {f"{f}_ms" for f in families if (metrics[f"{f}_ms"].value or 0.0) > 0.1}
+    assert present == COMMUNICATION[name]
+
+
+def test_what_opaque_graphs_hide_is_not_measured(real_trace: Traces) -> None:
+    result = result_of(real_trace, "nsys/small_graph_whole")
+    assert result.metrics["ep_a2a_exposed_ms"].status == "not_measured"
+    assert result.metrics["graph_opaque_share"].value == pytest.approx(0.0197, abs=0.001)
+    assert any(issue.id == "graph-kernels-hidden" for issue in result.capture.issues)

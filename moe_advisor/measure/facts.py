@@ -102,11 +102,11 @@ def trace_facts(
     imbalance = metric.get("expert_token_imbalance")
     if imbalance is not None:
         t["forced_balance_suspected"] = imbalance < FORCED_BALANCE
-    if has_ep:
+    if has_ep and "ep_a2a_exposed_ms" in metric:
         hidden = 1.0 - metric["ep_a2a_exposed_ms"] / metric["ep_a2a_ms"]
         t["hidden_a2a_share"] = max(hidden, 0.0)
         t["ep_overlap_active"] = hidden > OVERLAP_SHARE
-    if metric.get("dp_collective_ms", 0.0) > 0:
+    if metric.get("dp_collective_ms", 0.0) > 0 and "dp_collective_exposed_ms" in metric:
         hidden = 1.0 - metric["dp_collective_exposed_ms"] / metric["dp_collective_ms"]
         t["dp_overlap_active"] = hidden > OVERLAP_SHARE
     hosts = {one.host for one in ranks}

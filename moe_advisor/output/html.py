@@ -9,11 +9,11 @@ from markupsafe import Markup
 
 from moe_advisor.output import plan_view, run_view, svg, tile_view, verdict_view
 from moe_advisor.output.formatting import cut, ms, plural, share
-from moe_advisor.output.html_evidence import idle, roles, timeline
-from moe_advisor.output.html_method import method
-from moe_advisor.output.html_plan import whatif
-from moe_advisor.output.html_ranks import ranks
-from moe_advisor.output.html_summary import time, walls
+from moe_advisor.output.html_evidence import idle_section, roles_section, timeline_section
+from moe_advisor.output.html_method import method_section
+from moe_advisor.output.html_plan import plan_section, whatif_section
+from moe_advisor.output.html_ranks import ranks_section
+from moe_advisor.output.html_summary import time_section, walls_section
 from moe_advisor.output.markup import level_mark, prose, signed_share, unbroken
 from moe_advisor.output.tidy import tidy
 from moe_advisor.output.timeline import jumps
@@ -73,7 +73,7 @@ def _context(result: Result) -> dict[str, Any]:
     plan = plan_view.plan(result)
     first = plan.main[0] if plan.main else None
     tone, words = run_view.capture_state(result)
-    whatif = whatif(result)
+    whatif = whatif_section(result)
     sections = [("verdict", "Verdict"), ("time", "Time"), ("plan", "Plan")]
     sections += [("whatif", "What-if")] if whatif["waterfall"] else []
     sections += [("evidence", "Evidence"), ("method", "Method")]
@@ -104,13 +104,13 @@ def _context(result: Result) -> dict[str, Any]:
         "questions": verdict_view.open_questions(result),
         "tiles": tile_view.tiles(result),
         "ranks_line": tile_view.ranks_line(result),
-        **walls(result),
-        **time(result),
-        **plan(result, plan, step, found_jumps),
+        **walls_section(result),
+        **time_section(result),
+        **plan_section(result, plan, step, found_jumps),
         **whatif,
-        **timeline(result, found_jumps),
-        **roles(result),
-        **ranks(result),
-        **idle(result, step),
-        **method(result),
+        **timeline_section(result, found_jumps),
+        **roles_section(result),
+        **ranks_section(result),
+        **idle_section(result, step),
+        **method_section(result),
     }

@@ -20,7 +20,8 @@ from moe_advisor.output.timeline import Jump, timeline_data
 from moe_advisor.result import AbsentPart, Result
 
 
-def timeline(result: Result, found_jumps: list[Jump]) -> dict[str, Any]:
+def timeline_section(result: Result, found_jumps: list[Jump]) -> dict[str, Any]:
+    """The still picture of one step, and the data that the script draws."""
     timeline = result.timeline
     if timeline is None or not timeline.slices.start_us:
         return {"timeline": None, "timeline_json": None}
@@ -56,7 +57,8 @@ def timeline(result: Result, found_jumps: list[Jump]) -> dict[str, Any]:
     }
 
 
-def roles(result: Result) -> dict[str, Any]:
+def roles_section(result: Result) -> dict[str, Any]:
+    """Roles and unclassified kernels as table rows."""
     confidence = {"low": "1", "medium": "2", "high": "3"}
     rows = [
         {
@@ -107,7 +109,8 @@ def roles(result: Result) -> dict[str, Any]:
     return {"roles": rows, "unclassified": unclassified}
 
 
-def idle(result: Result, step: float | None) -> dict[str, Any]:
+def idle_section(result: Result, step: float | None) -> dict[str, Any]:
+    """Compute-absent time, idle causes and layers."""
     absent = result.compute_absent
     shown: dict[str, Any] = {"absent": None, "idle": None, "layers": None}
     if absent is not None and absent.ms > 0:

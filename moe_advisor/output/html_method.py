@@ -9,7 +9,8 @@ LONG_LIST = 60
 """Rows of a list before the rest is summed up."""
 
 
-def method(result: Result) -> dict[str, Any]:
+def method_section(result: Result) -> dict[str, Any]:
+    """Everything about how the figures came to be."""
     steps = result.steps
     sources = {
         "annotation": f"annotations on the host (“{steps.pattern}”)"

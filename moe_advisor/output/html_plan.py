@@ -10,9 +10,10 @@ from moe_advisor.output.timeline import Jump, jump_for
 from moe_advisor.result import Condition, Result
 
 
-def plan(
+def plan_section(
     result: Result, plan: plan_view.Plan, step: float | None, found_jumps: list[Jump]
 ) -> dict[str, Any]:
+    """The recommendations as cards on one scale of gains."""
     low, high = plan_view.gain_domain(result)
     unit = step / 100 if step else 1.0
     marks = [mark * unit for mark in charts.ticks(low / unit, high / unit, 4)]
@@ -54,7 +55,8 @@ def plan(
     }
 
 
-def whatif(result: Result) -> dict[str, Any]:
+def whatif_section(result: Result) -> dict[str, Any]:
+    """The step after each change of the plan; empty without estimates."""
     step = run_view.step_ms(result)
     priced = [one for one in result.plan if one.combined.expected_ms is not None]
     nothing: dict[str, Any] = {"waterfall": []}

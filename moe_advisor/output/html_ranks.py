@@ -26,7 +26,8 @@ NOTABLE_WAIT = 0.01
 """Waiting below this share of the step is not worth naming a rank for."""
 
 
-def ranks(result: Result) -> dict[str, Any]:
+def ranks_section(result: Result) -> dict[str, Any]:
+    """Rank table, the sentence above it, and the heat maps."""
     named = step_view.extremes(result) if len(result.ranks) > 2 * step_view.EXTREMES else []
     everyone = [_rank_row(result, [rank.rank], f"Rank {rank.rank}") for rank in result.ranks]
     if named:

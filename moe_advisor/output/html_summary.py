@@ -9,7 +9,8 @@ from moe_advisor.result import Definition, Result
 _KIND_ORDER = tuple(step_view.KIND_TITLES)
 
 
-def walls(result: Result) -> dict[str, Any]:
+def walls_section(result: Result) -> dict[str, Any]:
+    """The walls with their bars, and what no wall claims."""
     rows = verdict_view.wall_rows(result)
     judged = verdict_view.judged(result)
     shown = []
@@ -47,7 +48,8 @@ def walls(result: Result) -> dict[str, Any]:
     }
 
 
-def time(result: Result) -> dict[str, Any]:
+def time_section(result: Result) -> dict[str, Any]:
+    """Bars per rank and step, and the tables that add up."""
     mean = step_view.mean_bar(result)
     if mean is None:
         return {"mean": None, "time_lead": step_view.time_lead(result)}

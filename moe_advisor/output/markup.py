@@ -57,6 +57,7 @@ def unbroken(text: str) -> Markup:
 
 
 def signed_share(value: float) -> str:
+    """A change as per cent with its sign, also where it is positive."""
     text = share(value)
     return text if text.startswith(MINUS) else f"+{text}"
 
