@@ -1,8 +1,6 @@
 """The replay on the smallest steps that show a rule; times in µs."""
 
-from dataclasses import replace
 
-import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -103,19 +101,3 @@ def test_merged_items_end_when_the_plain_ones_did(
     merged = merge_neighbours(lane, size)
     assert len(merged.items) <= len(lane.items)
     assert replay(model(merged)).step_ns == replay(model(lane)).step_ns
-
-
-def test_a_step_of_four_thousand_items_on_two_ranks_replays_in_fifty_milliseconds() -> None:
-    import time
-
-    s = Step()
-    for number in range(4_000):
-        s.item(10, host=8, collective=number // 40 if number % 40 == 0 else -1)
-    lane = s.lane(1)
-    both = model(lane, replace(lane, rank=1), collectives=100)
-    best = np.inf
-    for _ in range(5):
-        begin = time.perf_counter()
-        replay(both)
-        best = min(best, time.perf_counter() - begin)
-    assert best < 0.05
