@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from moe_advisor import __version__
-from moe_advisor.advise import Facts, advise, hardware, infer_config, load_rules
+from moe_advisor.advise import Facts, advise, hardware, infer_config, load_rules, reference
 from moe_advisor.advise.facts import merge_config
 from moe_advisor.errors import InputError
 from moe_advisor.ingest import run_config, sniff, sources, training_log
@@ -32,6 +32,7 @@ from moe_advisor.result import (
     Input,
     Issue,
     MetricValue,
+    Reference,
     Result,
     Run,
     Steps,
@@ -377,6 +378,8 @@ def result_of(measured: Measured, options: Options) -> Result:
         plan=advice.plan,
         whatif=whatif,
         timeline=measured.timeline,
+        references=_references(run),
+        plan_violations=list(advice.violations),
         definitions={
             name: Definition(
                 title=one.title,
@@ -388,6 +391,30 @@ def result_of(measured: Measured, options: Options) -> Result:
             for name, one in METRICS.items()
         },
     )
+
+
+MAX_REFERENCES = 3
+"""So many published runs are placed beside the run: the nearest ones say all that is to say."""
+
+
+def _references(run: Judged) -> list[Reference]:
+    """Published runs of the model that the configuration names, on this GPU."""
+    values = {key: one.value for key, one in run.config.items()}
+    found = reference.points_for(values, run.figures.get("gpu_family"), run.facts.get("precision"))
+    return [
+        Reference(
+            model=one.model,
+            gpu=one.gpu,
+            precision=one.precision,
+            tokens_per_s_per_gpu=one.tokens_per_s_per_gpu,
+            tflops_per_gpu=one.tflops_per_gpu,
+            release=one.release,
+            source=one.source,
+            differences={key: list(pair) for key, pair in one.differences.items()},
+            remark=reference.REMARK,
+        )
+        for one in found[:MAX_REFERENCES]
+    ]
 
 
 def _given(options: Options) -> tuple[dict[str, ConfigValue], TrainingLog | None]:

@@ -331,6 +331,20 @@ class WhatIf(_Part, frozen=True, kw_only=True):
     assumptions: list[str]
 
 
+class Reference(_Part, frozen=True, kw_only=True):
+    """A published run of the same model on the same GPU; `differences` are [there, here]."""
+
+    model: str
+    gpu: str
+    precision: str
+    tokens_per_s_per_gpu: float
+    tflops_per_gpu: float
+    release: str
+    source: str
+    differences: dict[str, list[Any]]
+    remark: str
+
+
 class Definition(_Part, frozen=True, kw_only=True):
     title: str
     unit: str
@@ -365,6 +379,10 @@ class Result(_Part, frozen=True, kw_only=True):
     whatif: list[WhatIf]
     timeline: Timeline | None
     definitions: dict[str, Definition]
+    references: list[Reference] = []
+    """Published throughput of the run's model on its GPU, fewest differences first."""
+    plan_violations: list[str] = []
+    """Validations of the framework that the configuration after the whole plan would break."""
 
 
 def json_schema() -> dict[str, Any]:

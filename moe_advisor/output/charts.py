@@ -120,6 +120,7 @@ def brackets(bar: Bar, scale_ms: float) -> Markup:
                 anchor=anchor,
                 kind="muted",
                 need=need,
+                dx=0 if anchor == "start" else -END_GAP_PX,
             )
         )
     return svg.image(47, "", *drawn, hidden=True)
@@ -146,6 +147,10 @@ def brackets_below(bar: Bar, scale_ms: float) -> Markup:
     return svg.image(25, "", *drawn, hidden=True)
 
 
+END_GAP_PX = 6
+"""A name that ends with its part keeps clear of the name that starts there."""
+
+
 def place_names(bar: Bar, scale_ms: float) -> list[tuple[str, float, float, str, float]]:
     """Names above the segments that have room: name, start, end, anchor and width needed.
 
@@ -166,7 +171,7 @@ def place_names(bar: Bar, scale_ms: float) -> list[tuple[str, float, float, str,
         reach = (svg.text_px(segment.short) + 10) / svg.REFERENCE_PX
         for anchor, left, right in (
             ("start", start, start + reach),
-            ("end", end - reach, end),
+            ("end", end - reach - END_GAP_PX / svg.REFERENCE_PX, end),
         ):
             inside = left >= 0 and right <= 1.0
             if inside and all(right <= a or left >= b for a, b in taken):
@@ -463,9 +468,9 @@ def gain_axis(low: float, high: float, marks: Sequence[float], step: float | Non
 
 
 def waterfall(
-    step: float, rows: Sequence[tuple[str, Estimate]]
+    step: float, top: float, rows: Sequence[tuple[str, Estimate]]
 ) -> list[tuple[str, str, str, Markup]]:
-    """Step time after each plan step: title, expected step, range, and its bar."""
+    """Step time after each plan step: title, expected step, range, and its bar up to `top` ms."""
     drawn = []
     before = step
     for title, estimate in rows:
@@ -476,7 +481,6 @@ def waterfall(
         after = step - expected
         low = step - (estimate.high_ms if estimate.high_ms is not None else expected)
         high = step - (estimate.low_ms if estimate.low_ms is not None else expected)
-        top = max(step, high)
         children = [
             svg.rect(0, 4, after / top, 20, "compute"),
             svg.rect(

@@ -162,7 +162,7 @@ def idle_section(result: Result, step: float | None) -> dict[str, Any]:
     if result.idle_causes:
         total = sum(cause.ms for cause in result.idle_causes)
         printed = add_up([cause.ms for cause in result.idle_causes], total)
-        host = sum(cause.ms for cause in result.idle_causes if cause.cause != "dependency")
+        host = sum(cause.ms for cause in result.idle_causes if not cause.cause.startswith("dependency"))
         shown["idle"] = {
             "lead": f"The GPU does nothing at all for {ms(total)}"
             + (f" of {ms(step)} ms" if step else " ms")
@@ -171,7 +171,7 @@ def idle_section(result: Result, step: float | None) -> dict[str, Any]:
             "rows": [
                 {
                     "label": cause.label,
-                    "kind": "idle" if cause.cause == "dependency" else "host",
+                    "kind": "idle" if cause.cause.startswith("dependency") else "host",
                     "ms": from_tenths(value),
                     "detail": " · ".join(_idle_detail(row) for row in cause.detail[:4]),
                 }

@@ -62,14 +62,14 @@ def whatif_section(result: Result) -> dict[str, Any]:
     nothing: dict[str, Any] = {"waterfall": []}
     if not step or not priced:
         return nothing
-    rows = charts.waterfall(step, [(one.title, one.combined) for one in result.plan])
     last = priced[-1].combined
     top = max([step, *(step - (one.combined.low_ms or 0.0) for one in priced)])
+    rows = charts.waterfall(step, top, [(one.title, one.combined) for one in result.plan])
     after = step - (last.expected_ms or 0.0)
-    lead = f"With the whole plan the step is expected to fall from {ms(step)} to {ms(after)} ms"
+    lead = f"With the whole plan the step is expected to go from {ms(step)} to {ms(after)} ms"
     if last.low_ms is not None and last.high_ms is not None:
         lead += f" (range {span(step - last.high_ms, step - last.low_ms)} ms)"
-    lead += "." + (f" {last.basis.capitalize().rstrip('.')}." if last.basis else "")
+    lead += "." + (f" {last.basis[0].upper()}{last.basis[1:].rstrip('.')}." if last.basis else "")
     return {
         "waterfall": rows,
         "waterfall_lead": lead,

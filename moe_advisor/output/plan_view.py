@@ -116,6 +116,11 @@ def nothing_to_do(result: Result) -> str:
     passed = sum(rule.outcome == "pass" for rule in result.rules)
     unknown = sum(rule.outcome == "not_measured" for rule in result.rules)
     mean = mean_bar(result)
+    if result.walls.verdict == "inconclusive":
+        return (
+            "No change can be named from this capture: see what could not be measured. "
+            f"{plural(passed, 'rule')} passed, {count(unknown)} could not be measured."
+        )
     words = ["Nothing to change was found."]
     if mean is not None and mean.segments:
         largest = max(mean.segments, key=lambda s: s.ms)

@@ -46,6 +46,7 @@ MANY_STEPS = 3
 
 
 SHORT_LABELS = {
+    "Expert GEMM": "Experts",
     "Permutation": "Permute",
     "Dense GEMM": "Dense",
     "Elementwise": "Elem.",
@@ -318,10 +319,12 @@ def extremes(result: Result) -> list[int]:
 def _many_ranks(result: Result, layout: _Layout) -> list[Bar]:
     named = extremes(result)
     by_rank = {bar.rank: bar for bar in result.parts_by_rank}
-    shown = [
-        _joined(f"Rank {rank}", "mean", _rank_note(result, rank), [by_rank[rank]], layout)
-        for rank in named
-    ]
+    waits = {one.rank: one.ep_a2a_wait_ms for one in result.ranks}
+    shown = []
+    for rank in named:
+        wait = waits.get(rank)
+        note = "mean" if wait is None else f"waits {ms(wait)}"
+        shown.append(_joined(f"Rank {rank}", note, "", [by_rank[rank]], layout))
     rest = [bar for bar in result.parts_by_rank if bar.rank not in named]
     if rest:
         shown.append(_joined(plural(len(rest), "other"), "mean", "", rest, layout))

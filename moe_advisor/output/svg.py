@@ -147,7 +147,7 @@ def text(
     """
     if need > _STEPS_PX[-1]:
         return Markup()
-    colour = {"muted": MUTED, "white": "#FFFFFF"}.get(kind, INK)
+    colour = {"muted": MUTED, "onexpert": PAGE}.get(kind, INK)
     return element(
         "text",
         {

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Sequence
+from dataclasses import replace
 
 from rich.console import Console
 from rich.text import Text
@@ -9,6 +10,7 @@ from rich.text import Text
 from moe_advisor.output import plan_view, run_view, step_view, tile_view, verdict_view
 from moe_advisor.output.formatting import (
     MINUS,
+    add_up,
     cut,
     has_gain,
     ms,
@@ -247,25 +249,25 @@ def _walls(result: Result, canvas: _Canvas) -> list[list[Part]]:
 
 
 def _merged(bar: step_view.Bar) -> list[step_view.Segment]:
-    """Host gaps of all causes as one part: a screen has no room for more."""
-    host = [segment for segment in bar.segments if segment.kind == "host"]
-    merged: list[step_view.Segment] = []
+    """Host gaps of all causes as one part, rounded as one: a screen has no room for more."""
+    merged: dict[str, step_view.Segment] = {}
     for segment in bar.segments:
-        if segment.kind != "host":
-            merged.append(segment)
-        elif segment is host[0]:
-            merged.append(
-                step_view.Segment(
-                    "host_gaps",
-                    "Host gaps",
-                    "host",
-                    segment.family,
-                    sum(s.ms for s in host),
-                    sum(s.tenths for s in host),
-                    sum(s.share for s in host),
-                )
-            )
-    return [segment for segment in merged if segment.tenths]
+        key = "host_gaps" if segment.kind == "host" else segment.key
+        before = merged.get(key)
+        merged[key] = step_view.Segment(
+            key=key,
+            label="Host gaps" if segment.kind == "host" else segment.label,
+            kind=segment.kind,
+            family=segment.family,
+            ms=segment.ms + (before.ms if before else 0.0),
+            tenths=0,
+            share=segment.share + (before.share if before else 0.0),
+        )
+    segments = list(merged.values())
+    other = next((i for i, one in enumerate(segments) if one.key == "compute_other"), None)
+    printed = add_up([one.ms for one in segments], bar.total_ms, other)
+    rounded = [replace(one, tenths=value) for one, value in zip(segments, printed, strict=True)]
+    return [one for one in rounded if one.tenths]
 
 
 def _step(result: Result, canvas: _Canvas) -> list[list[Part]]:

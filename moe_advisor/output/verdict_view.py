@@ -120,7 +120,9 @@ def wall_rows(result: Result) -> list[WallRow]:
         elif parts:
             what = f"limiter: {limiter(max(parts, key=lambda part: part.share).part)}"
         else:
-            what = "partly measured" if missing else "nothing found"
+            what = "nothing found"
+            if missing:
+                what = "partly measured" if judged(result) else "not measured"
         if missing and parts:
             what += ", partly measured"
         mixed = walls.verdict == "mixed" and wall in ordered[:2]
@@ -168,16 +170,16 @@ def _wall_kind(part: WallPart) -> str:
 
 def open_questions(result: Result) -> list[str]:
     """What could not be measured among headlines and walls, each with the way to get it."""
-    found = [
-        f"{tile.title}: {tile.lines[0]}"
-        for tile in tiles(result)
-        if not tile.figure.measured and tile.lines
-    ]
+    by_reason: dict[str, list[str]] = {}
+    for tile in tiles(result):
+        if not tile.figure.measured and tile.lines:
+            by_reason.setdefault(tile.lines[0], []).append(tile.title)
+    found = [f"{', '.join(titles)}: {reason}" for reason, titles in by_reason.items()]
     for wall in WALLS:
         text = result.walls.not_measured.get(wall)
         if text:
             line = f"{WALL_TITLES[wall]} wall: {text}"
-            # The wall repeats what its headline figure says already.
-            if not any(text.partition(": ")[2] and text.partition(": ")[2] in one for one in found):
+            # The wall often repeats what its headline figure says already.
+            if not any(reason in text for reason in by_reason):
                 found.append(line)
     return list(dict.fromkeys(found))

@@ -132,6 +132,15 @@ SAVED_PERMUTATION = (0.6, 0.9, 1.0)
 """Share of the cheaper permutation that a dispatch library saves: it still has to sort what arrives
 and to add up what leaves."""
 
+SLOW_LINK_SHARE = 0.25
+"""A wire below this share of NVLink is another link: what a dispatch library reaches on it depends
+on its transport there, and no published pair of ours shows it."""
+
+SLOW_LINK_SAVED = (0.25, 0.5, 0.9)
+"""Share of the bytes that sending each token once saves which a slow link gives back. Not
+measured: the range says so."""
+
+
 GRAPH_REPLAY_NS = (20_000.0, 60_000.0)
 """Host time around one graph replay in PyTorch beside the launch: copying inputs into the graph's
 buffers, the autograd Function, the graph launch (10 to 15 µs for tens of nodes)."""

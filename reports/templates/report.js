@@ -395,20 +395,22 @@
     if (some && b - a > 3) { pen.strokeStyle = edge; pen.lineWidth = 1; pen.strokeRect(a + 0.5, row.y + 0.5, b - a - 1, row.h - 1); }
   }
   function label(i, a, b, row, kind) {
-    var name = fits(shortName(i), b - a - 10, 600), time = msText(data.dur[i]) + " ms";
-    if (!name) return;
-    var both = fits(time, b - a - 10) === time, ink = kind === "expert" ? tints.onexpert : tints.on, middle = (a + b) / 2;
-    if (kind === "wire" || kind === "comm") {
-      if (within(data.hidden, data.start[i], data.start[i] + data.dur[i]) > 0) {
-        pen.font = "600 12px " + getComputedStyle(doc.body).fontFamily;
-        var w = Math.max(pen.measureText(name).width, both ? pen.measureText(time).width : 0) + 10;
-        pen.fillStyle = tints.bg;
-        pen.fillRect(middle - w / 2, row.y + 4, w, row.h - 8);
-        ink = tints.ink;
-      }
+    var room = b - a - 8, time = msText(data.dur[i]) + " ms", name = shortName(i);
+    if (fits(name, room, 600) !== name) name = "";
+    if (fits(time, room) !== time) time = "";
+    if (!name && !time) return;
+    var ink = kind === "expert" ? tints.onexpert : tints.on, middle = (a + b) / 2;
+    /* a plate only where dots stand under the words */
+    var hidden = (kind === "wire" || kind === "comm") && within(data.hidden, data.start[i], data.start[i] + data.dur[i]);
+    if (hidden > 0.02 * data.dur[i]) {
+      pen.font = "600 12px " + getComputedStyle(doc.body).fontFamily;
+      var w = Math.max(pen.measureText(name).width, pen.measureText(time).width) + 8;
+      pen.fillStyle = tints.bg;
+      pen.fillRect(middle - w / 2, row.y + (name && time ? 5 : 13), w, name && time ? row.h - 10 : row.h - 26);
+      ink = tints.ink;
     }
-    write(name, middle, row.y + (both ? row.h / 2 - 8 : row.h / 2), ink, 600, "center");
-    if (both) write(time, middle, row.y + row.h / 2 + 8, ink, 400, "center");
+    if (name) write(name, middle, row.y + (time ? row.h / 2 - 8 : row.h / 2), ink, 600, "center");
+    if (time) write(time, middle, row.y + (name ? row.h / 2 + 8 : row.h / 2), ink, 400, "center");
   }
   function paintSpans(row) {
     var free = gutter;
@@ -429,7 +431,7 @@
       pen.fillRect(a, row.y, Math.max(b - a, 0.8), 16);
       if (!big || gap[1] > big[1]) big = gap;
     }
-    if (big) {
+    if (big && big[1] >= 10) {
       var text = msText(big[1]) + " ms " + (data.causes[big[2]] || big[2]);
       var at = Math.max(gutter + 2, px(big[0]));
       pen.font = "400 12px " + getComputedStyle(doc.body).fontFamily;

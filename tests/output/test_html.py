@@ -8,6 +8,7 @@ from collections import Counter
 from html.parser import HTMLParser
 from itertools import pairwise
 
+import msgspec
 import pytest
 
 from moe_advisor.output import html, json_output
@@ -251,6 +252,25 @@ def test_whatif_is_left_out_without_estimates() -> None:
     assert 'href="#whatif"' not in html.render(one_rank())
 
 
+def test_whatif_says_where_the_step_goes_and_why_it_is_less_than_the_sum() -> None:
+    words = re.sub("<[^>]+>", "", html.render(balanced()))
+    assert (
+        "expected to go from 332.7 to 291.8 ms (range 267.7 to 315.7 ms). Less than the sum: "
+        "permutation is part of what hides the wire." in words
+    )
+
+
+def test_whatif_bars_share_one_scale_even_where_a_change_could_cost_time() -> None:
+    result = balanced()
+    worse = msgspec.structs.replace(result.plan[1].combined, low_ms=-332.7)
+    plan = [result.plan[0], msgspec.structs.replace(result.plan[1], combined=worse)]
+    page = html.render(msgspec.structs.replace(result, plan=plan))
+    fall = page[page.index('class="rows fall"') :]
+    first = re.search(r'width="([\d.]+)%" height="20"', fall)
+    assert first is not None
+    assert float(first[1]) == pytest.approx(50.0, abs=0.01)
+
+
 def test_charts_keep_their_colours_without_styles() -> None:
     page = html.render(balanced())
     bars = re.findall(r'<rect [^>]*class="f-\w+ gap"[^>]*>', page)
@@ -259,8 +279,6 @@ def test_charts_keep_their_colours_without_styles() -> None:
 
 
 def test_down_sampling_is_announced_with_its_number() -> None:
-    import msgspec
-
     result = balanced()
     assert result.timeline is not None
     short = msgspec.structs.replace(

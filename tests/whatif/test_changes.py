@@ -232,8 +232,9 @@ def test_a_dispatch_library_sends_one_copy_per_rank_and_permutes_once() -> None:
     items = after.lanes[0].items
     inside = items.duration_ns[2]
     assert inside == 0  # the cheaper permutation, here the one on the expert side
-    # 10 MB per copy leave; the link reached 40 MB in 2 ms, so one copy takes 0.5 ms and a bit.
-    assert items.transfer_ns[1] == pytest.approx(510 * US, rel=0.02)
+    # 10 MB per copy leave; the link reached 40 MB in 2 ms, so one copy takes 0.5 ms and a bit. At
+    # 20 GB/s this is a slow link, where at best nine tenths of the bytes saved become time.
+    assert items.transfer_ns[1] == pytest.approx((0.9 * 510 + 0.1 * 2_000) * US, rel=0.02)
 
 
 def test_permutation_falls_towards_what_its_bytes_take() -> None:

@@ -62,10 +62,8 @@ def _hidden_share(model: StepModel) -> float:
 
 def _overlap_mode(model: StepModel, context: Context) -> str:
     """Megatron merges micro-batches; elsewhere chunks within the layer are what one can write."""
-    config = context.config
-    if any(key in config for key in ("moe_token_dispatcher_type", "transformer_impl")):
-        return "1f1b"
-    return "1f1b" if model.facts.get("framework") == "megatron" else "chunked"
+    framework = str(context.config.get("framework") or model.facts.get("framework") or "")
+    return "1f1b" if framework.startswith("megatron") else "chunked"
 
 
 def _require_memory(context: Context) -> None:
