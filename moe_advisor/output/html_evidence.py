@@ -162,7 +162,9 @@ def idle_section(result: Result, step: float | None) -> dict[str, Any]:
     if result.idle_causes:
         total = sum(cause.ms for cause in result.idle_causes)
         printed = add_up([cause.ms for cause in result.idle_causes], total)
-        host = sum(cause.ms for cause in result.idle_causes if not cause.cause.startswith("dependency"))
+        host = sum(
+            cause.ms for cause in result.idle_causes if not cause.cause.startswith("dependency")
+        )
         shown["idle"] = {
             "lead": f"The GPU does nothing at all for {ms(total)}"
             + (f" of {ms(step)} ms" if step else " ms")

@@ -64,6 +64,22 @@ def method_section(result: Result) -> dict[str, Any]:
             {"key": key, "value": cut(_shown(entry.value), 200), "source": entry.source}
             for key, entry in sorted(result.run.config.items())
         ],
+        "references": [
+            {
+                "name": f"{one.model}, {one.gpu}, {one.precision}, release {one.release}",
+                "tflops": one.tflops_per_gpu,
+                "tokens": count(round(one.tokens_per_s_per_gpu)),
+                "differs": "; ".join(
+                    f"{key} {there} there, {here} here"
+                    for key, (there, here) in sorted(one.differences.items())
+                )
+                or "nothing that is known",
+                "source": one.source,
+            }
+            for one in result.references
+        ],
+        "reference_remark": result.references[0].remark if result.references else "",
+        "plan_violations": result.plan_violations,
         "rules": sorted(result.rules, key=lambda rule: (order[rule.outcome], rule.id)),
         "rule_summary": f"{plural(len(result.rules), 'rule')}: {summary}."
         if summary

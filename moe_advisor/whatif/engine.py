@@ -14,6 +14,7 @@ from moe_advisor.whatif import calibrate
 from moe_advisor.whatif.catalog import CHANGES, ChangeInfo
 from moe_advisor.whatif.changes.contention import contended
 from moe_advisor.whatif.changes.edit import Ask, Case, Context, NotApplicableError
+from moe_advisor.whatif.changes.overlap import overlap_mode
 from moe_advisor.whatif.model import StepModel
 from moe_advisor.whatif.replay import Timing, replay
 
@@ -234,7 +235,7 @@ class _Engine:
         step = self.model.step_ns
         lane = self.model.lanes[0]
         ranks = f"{len(self.model.lanes)} rank{'s' if len(self.model.lanes) > 1 else ''}"
-        names = " and ".join(one.info.name for one in wanted)
+        names = " and ".join(self._named(one) for one in wanted)
         text = (
             f"Replay of step {lane.step} on {ranks} with {names}: "
             f"{step / NS_PER_MS:.1f} ms becomes {(step - expected) / NS_PER_MS:.1f} ms"
@@ -246,6 +247,14 @@ class _Engine:
         if low < 0:
             text += f"; the range includes a loss of up to {-low / NS_PER_MS:.1f} ms"
         return text + "."
+
+    def _named(self, one: _Wanted) -> str:
+        """The change as the basis names it: overlap says which of its two kinds was simulated."""
+        if one.info.name != "ep-overlap":
+            return one.info.name
+        mode = one.value or overlap_mode(self.model, self.context)
+        kind = "merged micro-batches" if mode == "1f1b" else "chunks of each layer"
+        return f"ep-overlap ({kind})"
 
     def _dominant(self, wanted: Sequence[_Wanted], gains: Mapping[Case, Sequence[float]]) -> str:
         """What moves the range most: the profiler's stretch or the change's own assumption."""

@@ -35,7 +35,7 @@ def ep_overlap(model: StepModel, ask: Ask) -> StepModel:
         hidden < calibrate.OVERLAPPED_ALREADY,
         f"{hidden:.0%} of the all-to-all runs beside compute already",
     )
-    mode = ask.value or _overlap_mode(model, ask.context)
+    mode = ask.value or overlap_mode(model, ask.context)
     require(mode in ("chunked", "1f1b"), f"ep-overlap={ask.value}: the value is chunked or 1f1b")
     if mode == "1f1b":
         _require_memory(ask.context)
@@ -60,8 +60,11 @@ def _hidden_share(model: StepModel) -> float:
     return beside / total if total else 0.0
 
 
-def _overlap_mode(model: StepModel, context: Context) -> str:
-    """Megatron merges micro-batches; elsewhere chunks within the layer are what one can write."""
+def overlap_mode(model: StepModel, context: Context) -> str:
+    """How this program could overlap.
+
+    Megatron merges micro-batches; elsewhere chunks within the layer are what one can write.
+    """
     framework = str(context.config.get("framework") or model.facts.get("framework") or "")
     return "1f1b" if framework.startswith("megatron") else "chunked"
 
