@@ -14,12 +14,12 @@ def main() -> None:
     """Takes the first screen, light and dark."""
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as play:
-        subprocess.run([sys.executable, "-m", "moe_advisor", "demo", "-q", "-o", folder], check=True)
+        subprocess.run(
+            [sys.executable, "-m", "moe_advisor", "demo", "-q", "-o", folder], check=True
+        )
         browser = play.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
         for scheme in ("light", "dark"):
-            page = browser.new_page(
-                viewport={"width": 1280, "height": 840}, color_scheme=scheme
-            )
+            page = browser.new_page(viewport={"width": 1280, "height": 840}, color_scheme=scheme)
             page.goto((Path(folder) / "moe-advisor-demo.html").as_uri())
             page.screenshot(path=IMAGES / f"report-{scheme}.png")
         browser.close()

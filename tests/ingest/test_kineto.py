@@ -7,18 +7,6 @@ from typing import Any
 
 import polars as pl
 import pytest
-from tests.kineto_builder import (
-    LAUNCHED,
-    METADATA,
-    annotation,
-    call,
-    copy,
-    kernel,
-    memset,
-    operator,
-    trace,
-    write,
-)
 
 from moe_advisor.errors import InputError
 from moe_advisor.ingest import kineto
@@ -35,6 +23,18 @@ from moe_advisor.model import (
     LoadedInput,
     RangeKind,
     RankTrace,
+)
+from tests.kineto_builder import (
+    LAUNCHED,
+    METADATA,
+    annotation,
+    call,
+    copy,
+    kernel,
+    memset,
+    operator,
+    trace,
+    write,
 )
 
 

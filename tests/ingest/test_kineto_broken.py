@@ -1,4 +1,3 @@
-# ruff: noqa: E501 - one case a line reads better than one cut in three
 """Broken traces: each is read as far as it goes, with the damage named, or refused in one line."""
 
 import gzip
@@ -10,11 +9,20 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.kineto_builder import LAUNCHED, METADATA, call, event_text, kernel, operator, trace, write
 
 from moe_advisor.errors import InputError
 from moe_advisor.ingest import kineto
 from moe_advisor.model import LoadedInput
+from tests.kineto_builder import (
+    LAUNCHED,
+    METADATA,
+    call,
+    event_text,
+    kernel,
+    operator,
+    trace,
+    write,
+)
 
 THREE = (*LAUNCHED, kernel("second_kernel", 60, 5, 1), kernel("third_kernel", 70, 5, 1))
 WHOLE = trace(*THREE)

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.kineto_builder import annotation, call, collective, comms, kernel, trace, write
 
 from moe_advisor.ingest import kineto
 from moe_advisor.ingest.kineto_collectives import collective_kind, element_bytes, nccl_kernel_kind
 from moe_advisor.model import NONE, CollectiveKind
+from tests.kineto_builder import annotation, call, collective, comms, kernel, trace, write
 
 SEND_RECV_KERNEL = "ncclDevKernel_SendRecv(ncclDevKernelArgsStorage<4096ul>)"
 

@@ -7,10 +7,10 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from tests.kineto_builder import LAUNCHED, METADATA, trace
 
 from moe_advisor.errors import InputError
 from moe_advisor.ingest.sniff import detect
+from tests.kineto_builder import LAUNCHED, METADATA, trace
 
 RESULT = {"schema": "moe-advisor/result", "schema_version": "1.0", "inputs": []}
 REPORT = b"NVIDIA Tegra Profiler Report 2023@4@4@54-234433681190v0.\n\x0bLocal (CLI)"

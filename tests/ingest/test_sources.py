@@ -5,10 +5,10 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from tests.kineto_builder import LAUNCHED, trace, write
 
 from moe_advisor.errors import InputError
 from moe_advisor.ingest import sources
+from tests.kineto_builder import LAUNCHED, trace, write
 
 TRACE = trace(*LAUNCHED)
 

@@ -1,6 +1,5 @@
 """The replay on the smallest steps that show a rule; times in µs."""
 
-
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
