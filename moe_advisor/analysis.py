@@ -1,28 +1,31 @@
 """The main job: inputs in, one result out."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_advisor import __version__
+from moe_advisor import __version__, cache, remote, sampling
 from moe_advisor.advise import Facts, advise, hardware, infer_config, load_rules, reference
 from moe_advisor.advise.facts import merge_config
-from moe_advisor.errors import InputError
+from moe_advisor.errors import ConfigError, InputError
+from moe_advisor.execute import DaskCluster, Executor, Failed, LocalProcesses, raise_if_option
 from moe_advisor.ingest import run_config, sniff, sources, training_log
 from moe_advisor.ingest.json_stream import StreamLimits
 from moe_advisor.ingest.training_log import TrainingLog
 from moe_advisor.measure.facts import trace_facts
+from moe_advisor.measure.health import run_issues
 from moe_advisor.measure.partial import RankPartial
 from moe_advisor.measure.rank import MeasuredRank, measure_rank
 from moe_advisor.measure.registry import METRICS
 from moe_advisor.measure.summary import NS_PER_MS, Summary, summarise
 from moe_advisor.measure.timeline import timeline
 from moe_advisor.model import CaptureIssue, Device, InputInfo, LoadedInput, RankTrace, Severity
-from moe_advisor.privacy import safe_text
+from moe_advisor.privacy import display_name, safe_text
+from moe_advisor.progress import Advance, Progress
 from moe_advisor.result import (
     Capture,
     ConfigValue,
@@ -49,16 +52,17 @@ if TYPE_CHECKING:
 
 PARALLEL_INPUTS = 8
 """From this number of files on, each is read in a process of its own: below it, starting the
-processes costs more than they save."""
+processes costs more than they save. Only a few ranks' tables are kept then."""
+
+MODEL_RANKS = 8
+"""Of many inputs, the tables of at most so many ranks of one expert-parallel group are read again
+for what-if estimates and the timeline: what bounds the memory."""
 
 PARALLEL_ACTIVITIES = 200_000
 """From this many GPU activities on, the ranks of one input are measured in threads."""
 
 NAME_LIMIT = 160
 """Characters of a kernel or range name that a result keeps."""
-
-Progress = Callable[[int, int, str], None]
-"""Called with (inputs done, inputs in all, name of the one just read)."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,13 @@ class Options:
     jobs: int | None = None
     max_expansion: int | None = None
     """Largest ratio of decompressed to compressed bytes of an input; None for the default."""
+    executor: str = "local"
+    """`local` processes or a `dask` cluster, for PARALLEL_INPUTS inputs or more."""
+    scheduler: str | None = None
+    sample: int | None = None
+    """Read at most so many inputs, chosen to represent the rest."""
+    timeout_s: float | None = None
+    """Longest time for one of many inputs; it is reported as unreadable then."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +109,37 @@ def analyze(
     Raises InputError where nothing can be read, ConfigError for options that can't be used.
     """
     chosen = options or Options()
-    return result_of(measure(paths, chosen, progress), chosen)
+    with remote.local_copies(paths) as local:
+        if not chosen.cache:
+            return result_of(measure(local, chosen, progress), chosen)
+        from moe_advisor.output import json_output
+
+        store, key = cache.Cache(Path(chosen.cache)), _result_key(local, chosen)
+        if (kept := store.get(key)) is not None:
+            return json_output.decode(kept)
+        result = result_of(measure(local, chosen, progress), chosen)
+        if not any(issue.id == "input-unreadable" for issue in result.capture.issues):
+            store.put(key, json_output.encode(result))
+        store.trim()
+        return result
+
+
+def _result_key(paths: Sequence[str], options: Options) -> str:
+    """What decides a result: names and bytes of all inputs and side files, and the options."""
+    inputs = sources.find_inputs(paths)
+    sides = [options.config, options.log, options.taxonomy, *options.rules]
+    with ThreadPoolExecutor(options.jobs or os.cpu_count() or 1) as pool:
+        found = list(pool.map(_digest, [*inputs, *(Path(side) for side in sides if side)]))
+    given = (options.steps, options.step_pattern, options.values, options.sample)
+    names = (*map(display_name, inputs), *(str(side and Path(side).name) for side in sides))
+    return cache.key_of("result", repr(given), *names, *found)
+
+
+def _digest(path: Path) -> str:
+    try:
+        return cache.content_digest(path)
+    except OSError as error:
+        raise InputError(f"{display_name(path)}: can't be read: {error.strerror}") from None
 
 
 def earlier_result(inputs: Sequence[Path]) -> Result | None:
@@ -123,9 +164,18 @@ def measure(paths: Sequence[str], options: Options, progress: Progress | None = 
         raise InputError(
             "the inputs mix Nsight Systems and PyTorch captures: give one profiler's at a time"
         )
-    jobs = options.jobs or os.cpu_count() or 1
-    if len(found) >= PARALLEL_INPUTS and jobs > 1:
-        return _in_processes(found, kinds, options, jobs, progress)
+    sampled: list[CaptureIssue] = []
+    if options.sample is not None:
+        sample = sampling.choose(
+            found, kinds, options.sample, taxonomy.load(_path(options.taxonomy))
+        )
+        if sample:
+            sampled = [CaptureIssue("sampled", Severity.WARNING, sample.message)]
+            found = [found[place] for place in sample.places]
+            kinds = [kinds[place] for place in sample.places]
+    if len(found) >= PARALLEL_INPUTS or options.executor == "dask":
+        return _many(found, kinds, options, progress, sampled)
+    sizes = [_size(path) for path in found]
     loaded: list[LoadedInput] = []
     measured: list[MeasuredRank] = []
     for number, (path, kind) in enumerate(zip(found, kinds, strict=True), 1):
@@ -133,7 +183,8 @@ def measure(paths: Sequence[str], options: Options, progress: Progress | None = 
         measured.extend(_measure_ranks(one, options))
         loaded.append(one)
         if progress:
-            progress(number, len(found), one.info.name)
+            read = sum(sizes[:number])
+            progress(Advance(number, len(found), read, sum(sizes), one.info.name))
     numbered, issues = _numbered([m.partial for m in measured])
     kept = tuple(
         replace(m, partial=partial)
@@ -146,8 +197,18 @@ def measure(paths: Sequence[str], options: Options, progress: Progress | None = 
         tuple(m.partial for m in kept),
         kept,
         timeline(shown) if shown else None,
-        (*(issue for one in loaded for issue in one.issues), *issues),
+        (*sampled, *(issue for one in loaded for issue in one.issues), *issues),
     )
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of the files in a folder; 0 where that can't be told."""
+    try:
+        if path.is_dir():
+            return sum(part.stat().st_size for part in path.iterdir())
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _path(text: str | None) -> Path | None:
@@ -177,59 +238,140 @@ def _measure_ranks(one: LoadedInput, options: Options) -> list[MeasuredRank]:
         return list(pool.map(measured, one.ranks))
 
 
-def _work(
-    path: Path, kind: str, options: Options
-) -> tuple[InputInfo, tuple[CaptureIssue, ...], list[RankPartial]]:
-    """One input in a process of its own: only numbers travel back."""
-    one = _load(path, kind, options)
-    return one.info, one.issues, [m.partial for m in _measure_ranks(one, options)]
+@dataclass(frozen=True)
+class Task:
+    """One of many inputs, for a process that knows nothing else."""
+
+    path: Path
+    kind: str
+    options: Options
 
 
-def _in_processes(
+def work(task: Task) -> cache.Entry:
+    """One input read and measured, or taken from the cache: only numbers travel back."""
+    options = task.options
+    store = cache.Cache(Path(options.cache)) if options.cache else None
+    key = ""
+    if store:
+        key = cache.key_of(
+            "partial",
+            display_name(task.path),
+            _digest(task.path),
+            options.steps,
+            options.step_pattern,
+            _digest(Path(options.taxonomy)) if options.taxonomy else None,
+        )
+        kept = store.get(key)
+        entry = cache.decode(kept) if kept is not None else None
+        if entry is not None:
+            return entry
+    one = _load(task.path, task.kind, options)
+    partials = tuple(_light(m.partial) for m in _measure_ranks(one, options))
+    entry = cache.Entry(one.info, one.issues, partials)
+    if store:
+        store.put(key, cache.encode(entry))
+    return entry
+
+
+def _light(partial: RankPartial) -> RankPartial:
+    """Without the names that no communicator has: kernels' names are most of a partial."""
+    used = set(partial.collectives.group.tolist())
+    names = tuple(name if number in used else "" for number, name in enumerate(partial.group_names))
+    return replace(partial, group_names=names)
+
+
+def _executor(options: Options) -> Executor:
+    if options.executor == "dask":
+        if not options.scheduler:
+            raise ConfigError("--executor dask: give its --scheduler, such as tcp://host:8786")
+        return DaskCluster(options.scheduler)
+    return LocalProcesses(options.jobs or os.cpu_count() or 1, options.timeout_s)
+
+
+def _many(
     found: Sequence[Path],
     kinds: Sequence[str],
     options: Options,
-    jobs: int,
     progress: Progress | None,
+    sampled: Sequence[CaptureIssue],
 ) -> Measured:
     """Many inputs, each in a worker; a rank that can't be read is reported and the rest stands."""
-    infos: list[InputInfo] = []
-    issues: list[CaptureIssue] = []
-    partials: list[RankPartial] = []
-    failures: list[str] = []
-    os.environ.setdefault("POLARS_MAX_THREADS", "1")  # the processes are the parallelism
-    with ProcessPoolExecutor(min(jobs, len(found)), mp_context=get_context("spawn")) as pool:
-        futures = [
-            pool.submit(_work, path, kind, options) for path, kind in zip(found, kinds, strict=True)
+    tasks = [Task(path.absolute(), kind, options) for path, kind in zip(found, kinds, strict=True)]
+    sizes = [_size(path) for path in found]
+    read: dict[int, cache.Entry] = {}
+    failures: dict[int, str] = {}
+    done = 0
+    with closing(_executor(options).run(work, tasks)) as outcomes:  # type: ignore[type-var]
+        for number, outcome in outcomes:
+            done += sizes[number]
+            if isinstance(outcome, Failed):
+                raise_if_option(outcome)
+                failures[number] = outcome.reason
+            else:
+                read[number] = outcome
+            if progress:
+                count = len(read) + len(failures)
+                name = display_name(found[number])
+                progress(Advance(count, len(found), done, sum(sizes), name))
+    issues = [
+        CaptureIssue("input-unreadable", Severity.ERROR, _naming(found[number], failures[number]))
+        for number in sorted(failures)
+    ]
+    if not read:
+        raise InputError(issues[0].message)
+    entries = dict(sorted(read.items()))
+    numbered, more_issues = _numbered([p for one in entries.values() for p in one.partials])
+    owners = [number for number, one in entries.items() for _ in one.partials]
+    places = [place for one in entries.values() for place in range(len(one.partials))]
+    rows = list(zip(numbered, owners, places, strict=True))
+    partials = tuple(partial for partial in numbered if partial is not None)
+    wanted = {partial.rank for partial in _model_group(partials, len(found))}
+    kept: list[MeasuredRank] = []
+    for owner in sorted({o for partial, o, _ in rows if partial and partial.rank in wanted}):
+        again = _measure_ranks(_load(found[owner], kinds[owner], options), options)
+        kept += [
+            replace(again[place], partial=partial)
+            for partial, o, place in rows
+            if o == owner and partial is not None and partial.rank in wanted
         ]
-        try:
-            for number, (path, future) in enumerate(zip(found, futures, strict=True), 1):
-                try:
-                    info, more, ranks = future.result()
-                except InputError as error:
-                    failures.append(str(error))
-                    continue
-                infos.append(info)
-                issues.extend(more)
-                partials.extend(ranks)
-                if progress:
-                    progress(number, len(found), path.name)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    if not infos:
-        raise InputError(failures[0])
-    issues.extend(CaptureIssue("input-unreadable", Severity.ERROR, failure) for failure in failures)
-    numbered, more_issues = _numbered(partials)
-    kept = tuple(partial for partial in numbered if partial is not None)
-    drawn = None
-    lowest = min(kept, key=lambda partial: partial.rank, default=None)
-    if lowest is not None:
-        at = next(i for i, info in enumerate(infos) if lowest.rank in info.ranks)
-        one = _load(found[at], kinds[at], options)
-        same = [m for m in _measure_ranks(one, options) if m.partial.rank == lowest.rank]
-        drawn = timeline(same[0]) if same else None
-    return Measured(tuple(infos), kept, (), drawn, (*issues, *more_issues))
+    shown = min(kept, key=lambda m: m.partial.rank, default=None)
+    return Measured(
+        tuple(one.info for one in entries.values()),
+        partials,
+        tuple(kept),
+        timeline(shown) if shown else None,
+        (
+            *sampled,
+            *(issue for one in entries.values() for issue in one.issues),
+            *issues,
+            *more_issues,
+        ),
+    )
+
+
+def _naming(path: Path, reason: str) -> str:
+    name = display_name(path)
+    return reason if reason.startswith(name) else f"{name}: {reason}"
+
+
+def _model_group(partials: Sequence[RankPartial], inputs: int) -> list[RankPartial]:
+    """The ranks whose tables are kept: all of few inputs, else one expert-parallel group.
+
+    The group is that of the lowest rank, whole as far as its members were read.
+    """
+    ordered = sorted(partials, key=lambda partial: partial.rank)
+    if inputs < PARALLEL_INPUTS or not ordered:
+        return ordered
+
+    def groups(partial: RankPartial) -> set[str]:
+        return {
+            name
+            for name, family in partial.facts.get("groups", {}).items()
+            if family == "ep" and name
+        }
+
+    mine = groups(ordered[0])
+    return [one for one in ordered if one is ordered[0] or groups(one) & mine][:MODEL_RANKS]
 
 
 def _numbered(
@@ -372,7 +514,7 @@ def result_of(measured: Measured, options: Options) -> Result:
         unclassified=summary.unclassified,
         ranks=summary.ranks,
         collectives=summary.collectives,
-        layers=[],
+        layers=summary.layers,
         rules=advice.outcomes,
         recommendations=advice.recommendations,
         plan=advice.plan,
@@ -526,6 +668,7 @@ def _issues(measured: Measured, partials: Sequence[RankPartial], t: dict[str, An
     """All capture issues, equal ones of several ranks counted together."""
     found: dict[tuple[str, str], Issue] = {}
     every = [*measured.issues, *(issue for one in partials for issue in one.issues)]
+    every += run_issues(partials, t["profiler"])
     world, read = t.get("world_size"), len(partials)
     if world and read < world:
         every.append(

@@ -155,6 +155,8 @@ def _communication(
         ("pp_p2p", "Pipeline P2P"),
     ):
         exposed = parts.get(f"{family}_exposed", 0.0)
+        if family == "pp_p2p":
+            exposed -= _behind_receives(metrics, parts)
         transfer_ms, wait_ms = (
             _value(metrics, f"{family}_transfer_ms"),
             _value(metrics, f"{family}_wait_ms"),
@@ -183,6 +185,7 @@ def _compute_host(
         excess *= 1.0 - min(permute_in_recompute / permute, 1.0)
     found = [
         ("host", "Host gaps", gaps),
+        ("host", "Launching late beside a receive", _behind_receives(metrics, parts)),
         ("host", "Waiting for a rank held by its host", waiting * _cause_share(causes, "host")),
         (
             "slow_gpu",
@@ -192,6 +195,17 @@ def _compute_host(
         ("compute", "Compute above its floor", excess),
     ]
     return [_Share("compute_host", part, label, ms, ms) for part, label, ms in found]
+
+
+def _behind_receives(metrics: Mapping[str, MetricValue], parts: Mapping[str, float]) -> float:
+    """Exposed pipeline time that is no bubble, ms: a transfer was resident, but the host was late.
+
+    Nothing where the bubble is not measured.
+    """
+    bubble = metrics.get("pp_bubble_ms")
+    if bubble is None or bubble.value is None:
+        return 0.0
+    return max(parts.get("pp_p2p_exposed", 0.0) - bubble.value, 0.0)
 
 
 def _cause_share(causes: Mapping[str, float] | None, cause: str) -> float:

@@ -7,7 +7,10 @@ def load(text: str) -> Any:
     """The document in `text` as plain data. Raises yaml.YAMLError."""
     import yaml
 
-    return yaml.load(text, Loader=loader())  # noqa: S506 - a subclass of the safe loader
+    try:
+        return yaml.load(text, Loader=loader())  # noqa: S506 - a subclass of the safe loader
+    except (ValueError, RecursionError) as error:  # a date of month 99, a number of 5,000 digits
+        raise yaml.YAMLError(str(error)) from error
 
 
 def loader() -> Any:

@@ -10,6 +10,7 @@ import os
 import select
 import subprocess
 import sys
+from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
@@ -47,9 +48,16 @@ class Sandbox:
     ) -> None:
         self.close()
 
-    def __call__(self, source: str, context: Context) -> Answer:
-        """The answer of `source` on `context`; a timeout or a crash is an error answer."""
-        request = json.dumps({"source": source, "context": _used(source, context)}).encode()
+    def __call__(
+        self, source: str, context: Context, extra: Mapping[str, Any] | None = None
+    ) -> Answer:
+        """The answer of `source` on `context`; a timeout or a crash is an error answer.
+
+        `extra` holds further names as they are, as for `evaluate`.
+        """
+        request = json.dumps(
+            {"source": source, "context": _used(source, context), "extra": dict(extra or {})}
+        ).encode()
         try:
             child = self._start()
             if child.stdin is None:
@@ -148,7 +156,7 @@ def serve() -> None:
     print(_READY, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
-        answer = evaluate(request["source"], request["context"])
+        answer = evaluate(request["source"], request["context"], request["extra"])
         reply = {
             "truth": answer.truth.value,
             "missing": list(answer.missing),

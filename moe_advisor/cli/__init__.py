@@ -1,6 +1,9 @@
 """The command line: parses, calls, and turns errors into exit codes."""
 
+import signal
 import sys
+import threading
+from typing import NoReturn
 
 import click
 
@@ -18,6 +21,14 @@ COMMANDS = {
     "whatif": ("moe_advisor.cli.whatif", "whatif", "Predict what changes would bring, as ranges."),
     "render": ("moe_advisor.cli.render", "render", "Write any format again from a result.json."),
     "rules": ("moe_advisor.cli.rules", "rules", "List, show, validate and test the rules."),
+    "check": ("moe_advisor.cli.check", "check", "Hold a run against its budgets, for CI."),
+    "compare": ("moe_advisor.cli.compare", "compare", "Say what changed between two runs."),
+    "history": ("moe_advisor.cli.history", "history", "Keep results over time, with trends."),
+    "capture": (
+        "moe_advisor.cli.capture",
+        "capture",
+        "Print the profiling command for a framework.",
+    ),
     "demo": ("moe_advisor.cli.demo", "demo", "Run the main job on a bundled real trace."),
 }
 """Verb -> where its command lives: a verb's module is imported only when it runs."""
@@ -71,24 +82,53 @@ def cli(debug: bool) -> None:
     del debug  # read from the command line by main, for errors of every verb
 
 
+MESSAGE_LIMIT = 1_000
+"""Characters of an error message: what a user typed may be repeated in it, whatever its size."""
+
+
+def _say(message: str) -> None:
+    """One line on standard error, whatever characters file names and arguments put into it."""
+    from moe_advisor.privacy import safe_text
+
+    click.echo(f"moe-advisor: {safe_text(message, MESSAGE_LIMIT)}", err=True)
+
+
+def _terminated(*_: object) -> NoReturn:
+    """Lets SIGTERM end the program as Ctrl-C does, so that temporary files are removed."""
+    raise KeyboardInterrupt
+
+
 def main(args: list[str] | None = None) -> None:
     """Runs the program and exits: 0 done, 1 gate failed, 2 usage or input, 3 bug, 130 interrupted."""
     arguments = sys.argv[1:] if args is None else args
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminated)
     try:
         cli.main(arguments, prog_name="moe-advisor", standalone_mode=False)
     except MoeAdvisorError as error:
         if debug:
             raise
-        click.echo(f"moe-advisor: {error}", err=True)
+        _say(str(error))
         sys.exit(error.exit_code)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except click.ClickException as error:
         error.show()
         sys.exit(2)
-    except (click.Abort, KeyboardInterrupt):
+    except MemoryError:
+        if debug:
+            raise
+        _say("out of memory: give fewer ranks at a time, --jobs 1, or more memory")
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt) as stop:
+        # click calls an EOFError an abort too; here it can only be a bug.
+        if isinstance(stop.__context__, EOFError) and debug:
+            raise
+        if isinstance(stop.__context__, EOFError):
+            click.echo("moe-advisor: internal error: EOFError; run again with --debug", err=True)
+            sys.exit(3)
         click.echo("moe-advisor: interrupted", err=True)
         sys.exit(130)
     except BrokenPipeError:

@@ -1,14 +1,10 @@
 """`moe-advisor analyze`: the main job."""
 
-import sys
 from pathlib import Path
 
 import click
 
 from moe_advisor.cli.outputs import output_options, plan_outputs, show_summary, write_outputs
-
-SLOW_INPUTS = 4
-"""From this number of inputs on, a terminal shows progress."""
 
 
 @click.command(
@@ -43,8 +39,30 @@ examples:
     help="Rules of your own: add, override, disable.",
 )
 @click.option("--nsys", metavar="PROGRAM", envvar="NSYS", help="nsys, to read .nsys-rep files.")
-@click.option("--cache", metavar="DIR", help="Keep exports of .nsys-rep files here.")
+@click.option(
+    "--cache", metavar="DIR", help="Keep earlier work and exports of .nsys-rep files here."
+)
 @click.option("--jobs", type=click.IntRange(1), metavar="N", help="Processes for many ranks.")
+@click.option(
+    "--executor",
+    type=click.Choice(["local", "dask"]),
+    default="local",
+    help="Where many ranks are read: processes here, or a Dask cluster.",
+)
+@click.option("--scheduler", metavar="ADDRESS", help="The Dask scheduler, such as tcp://host:8786.")
+@click.option(
+    "--sample",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Read only N inputs that represent the others.",
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=click.FloatRange(0, min_open=True),
+    metavar="SECONDS",
+    help="Give up on one of many inputs after this time.",
+)
 @click.option(
     "--max-expansion",
     type=click.IntRange(1),
@@ -71,6 +89,10 @@ def analyze(
     nsys: str | None,
     cache: str | None,
     jobs: int | None,
+    executor: str,
+    scheduler: str | None,
+    sample: int | None,
+    timeout_s: float | None,
     max_expansion: int | None,
     fail_on: tuple[str, ...],
     folder: Path | None,
@@ -84,12 +106,11 @@ def analyze(
     PATH is a trace (.nsys-rep, Nsight SQLite or parquet folder, PyTorch JSON or JSON.gz), several,
     a folder of ranks, a glob, or an earlier result.json.
     """
-    from moe_advisor import analysis
+    from moe_advisor import analysis, remote
     from moe_advisor.cli.gate import check_gates
     from moe_advisor.ingest import sources
+    from moe_advisor.progress import TerminalLine
 
-    inputs = sources.find_inputs(paths)
-    planned = plan_outputs(formats, inputs, folder, force)
     options = analysis.Options(
         steps=steps,
         step_pattern=step_pattern,
@@ -101,18 +122,18 @@ def analyze(
         log=log,
         values=values,
         jobs=jobs,
+        executor=executor,
+        scheduler=scheduler,
+        sample=sample,
+        timeout_s=timeout_s,
         max_expansion=max_expansion,
     )
-    earlier = analysis.earlier_result(inputs)
-    result = earlier or analysis.analyze(paths, options, None if quiet else _progress)
+    with remote.local_copies(paths) as local:
+        inputs = sources.find_inputs(local)
+        planned = plan_outputs(formats, inputs, folder, force)
+        earlier = analysis.earlier_result(inputs)
+        result = earlier or analysis.analyze(local, options, None if quiet else TerminalLine())
     written = write_outputs(result, planned, force)
     if not quiet and not any(output.path is None for output in planned):
         show_summary(result, written, color)
     check_gates(result, fail_on)
-
-
-def _progress(done: int, total: int, name: str) -> None:
-    if total >= SLOW_INPUTS and sys.stderr.isatty():
-        end = "\n" if done == total else ""
-        sys.stderr.write(f"\r\x1b[Kread {done} of {total} inputs: {name[:60]}{end}")
-        sys.stderr.flush()

@@ -13,7 +13,6 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from moe_advisor.table_source import Column, TableSource
 from moe_advisor.model import (
     COLLECTIVE_SCHEMA,
     NONE,
@@ -23,6 +22,7 @@ from moe_advisor.model import (
     CopyKind,
     Severity,
 )
+from moe_advisor.table_source import Column, TableSource
 
 Int64s = NDArray[np.int64]
 

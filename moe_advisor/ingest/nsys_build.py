@@ -13,7 +13,6 @@ import polars as pl
 from numpy.typing import NDArray
 
 from moe_advisor.ingest import nccl_nvtx
-from moe_advisor.table_source import Among, Column, TableSource
 from moe_advisor.model import (
     ACTIVITY_SCHEMA,
     CALL_SCHEMA,
@@ -30,6 +29,7 @@ from moe_advisor.model import (
     Severity,
 )
 from moe_advisor.privacy import NsysMetadata, nsys_devices, nsys_metadata, safe_text
+from moe_advisor.table_source import Among, Column, TableSource
 
 Int64s = NDArray[np.int64]
 Codes = NDArray[np.uint32]
@@ -507,6 +507,10 @@ class RankKey:
         return (self.machine & 0xFFFF, self.pid, self.device)
 
 
+MAX_RANKS = 256
+"""Ranks taken from one export: nsys captures one node, and the largest has 72 GPUs."""
+
+
 def _ranks_of(
     work: Build, activities: dict[int, list[pl.DataFrame]]
 ) -> tuple[list[RankKey], list[pl.DataFrame]]:
@@ -532,6 +536,15 @@ def _ranks_of(
             f" {STRAY_DEVICE_SHARE:.0%} of its work) and are left out",
             strays,
         )
+    if len(keys) > MAX_RANKS:
+        work.issue(
+            "too-many-ranks",
+            Severity.WARNING,
+            f"{len(keys)} processes used a GPU; the {MAX_RANKS} with the most GPU work are read",
+            len(keys) - MAX_RANKS,
+        )
+        keys.sort(key=lambda key: (-counts[key.process | key.device], key.order))
+        del keys[MAX_RANKS:]
     keys.sort(key=lambda key: key.order)
     tables = [_sorted_by_time(pl.concat(activities.pop(key.process | key.device))) for key in keys]
     return keys, tables

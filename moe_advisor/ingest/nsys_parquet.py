@@ -7,6 +7,8 @@ import polars as pl
 
 from moe_advisor.errors import InputError
 from moe_advisor.ingest.nsys_build import KNOWN_TABLES, build
+from moe_advisor.model import LoadedInput
+from moe_advisor.privacy import display_name
 from moe_advisor.table_source import (
     BLOB_LIMIT_BYTES,
     TEXT_LIMIT_BYTES,
@@ -16,8 +18,6 @@ from moe_advisor.table_source import (
     decode_text,
     no_rows,
 )
-from moe_advisor.model import LoadedInput
-from moe_advisor.privacy import display_name
 
 FORMAT = "nsys-parquet"
 _SUFFIX = ".parquet"
@@ -126,7 +126,14 @@ class ParquetSource:
 
 
 def _converted(series: pl.Series, column: Column) -> pl.Series:
-    """`series` in the type of `column`, whatever type the exporter chose, without nulls."""
+    """`series` in the type of `column`, whatever type the exporter chose, without nulls.
+
+    A type that holds no such value, such as a list, counts as a column that is missing.
+    """
+    if series.dtype.is_nested():
+        return pl.Series(series.name, [column.default], dtype=column.dtype).new_from_index(
+            0, len(series)
+        )
     if isinstance(column.default, int):
         if series.dtype == pl.UInt64:
             return series.reinterpret(signed=True).fill_null(column.default)

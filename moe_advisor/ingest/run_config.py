@@ -7,12 +7,14 @@ and secrets of a launch script never get further. Nothing is imported, called or
 
 import ast
 import difflib
+import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from moe_advisor import bounded
 from moe_advisor.errors import ConfigError
 from moe_advisor.keys import KnownKey, environment_names, known
 from moe_advisor.result import ConfigValue
@@ -301,9 +303,7 @@ def _text(path_or_text: Path | str) -> tuple[str, str]:
     try:
         if path.is_dir():
             raise ConfigError(f"{path}: a folder; give the configuration file in it")
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: larger than {MAX_BYTES >> 20} MiB; cut out the part")
-        return path.read_text(encoding="utf-8", errors="replace"), str(path)
+        return bounded.read_text(path, MAX_BYTES, errors="replace"), str(path)
     except OSError as error:
         raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
 
@@ -658,17 +658,24 @@ def _literal(text: str, kind: str) -> Any:
     return text
 
 
+NUMBER_DIGITS = 18  # the largest count or byte size of any run fits
+MOST = 10.0**NUMBER_DIGITS
+
+
 def _number(text: Any) -> int | float | None:
     if isinstance(text, int | float):
-        return text
+        return text if abs(text) < MOST else None
+    if len(str(text)) > NUMBER_DIGITS:
+        return None
     try:
         return int(str(text).replace("_", ""))
     except ValueError:
         pass
     try:
-        return float(str(text))
+        number = float(str(text))
     except ValueError:
         return None
+    return number if math.isfinite(number) else None
 
 
 def _list(value: Any) -> list[Any] | None:

@@ -100,27 +100,13 @@ def _reason(error: OSError) -> str:
 
 
 def _sqlite(path: Path, name: str) -> str:
-    import sqlite3
+    from moe_advisor.ingest.sqlite_reader import open_sqlite
 
-    beside = any(path.with_name(path.name + end).exists() for end in ("-wal", "-journal"))
-    query = "mode=ro" if beside else "mode=ro&immutable=1"
-    try:
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?{query}", uri=True)
-        try:
-            connection.execute("PRAGMA query_only=ON")
-            connection.execute("PRAGMA trusted_schema=OFF")
-            tables = {
-                row[0]
-                for row in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")
-            }
-        finally:
-            connection.close()
-    except sqlite3.Error as error:
-        raise InputError(
-            f"{name}: a damaged SQLite database ({error}); export the report again"
-        ) from error
-    if any(table in tables for table in _NSYS_TABLES) or any(
-        str(table).startswith("CUPTI_ACTIVITY_KIND_") for table in tables
+    # The reader's way of opening: it alone never leaves a file beside a database with a log.
+    with open_sqlite(path) as source:
+        tables = source.tables()
+    if tables & frozenset(_NSYS_TABLES) or any(
+        table.startswith("CUPTI_ACTIVITY_KIND_") for table in tables
     ):
         return "nsys-sqlite"
     raise InputError(f"{name}: a SQLite database, but not an Nsight Systems export; {ACCEPTED}")

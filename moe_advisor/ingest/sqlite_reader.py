@@ -6,6 +6,7 @@ import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -15,6 +16,7 @@ from adbc_driver_manager import Error as AdbcError
 from adbc_driver_sqlite import dbapi
 
 from moe_advisor.errors import InputError
+from moe_advisor.privacy import display_name
 from moe_advisor.table_source import (
     BLOB_LIMIT_BYTES,
     TEXT_LIMIT_BYTES,
@@ -24,7 +26,6 @@ from moe_advisor.table_source import (
     decode_text,
     no_rows,
 )
-from moe_advisor.privacy import display_name
 
 MAGIC = b"SQLite format 3\x00"
 _HARDENING = (
@@ -40,6 +41,12 @@ _PART_ROWS = 500_000  # about 40 MB of raw cells in flight for each cursor
 _MOST_PARTS = 10_000
 _BATCH_ROWS = 16_384  # larger batches are no faster and double the memory in flight
 _LOCK_WAIT_S = 5.0
+# The smallest row: two bytes of pointer, one each of size, row id, header size and one type.
+_LEAST_ROW_BYTES = 6
+
+
+class _EndlessError(sqlite3.DatabaseError):
+    """A table gave more rows than the file can hold: its pages refer to each other in circles."""
 
 
 def is_sqlite(path: Path) -> bool:
@@ -129,6 +136,7 @@ class SqliteSource:
             found = self._without_log(path)
             if found == path:
                 self.missing_bytes = _missing_bytes(path)
+            self._most_rows = found.stat().st_size // _LEAST_ROW_BYTES + 1
             self._uri = read_only_uri(found)
             self._plain = sqlite3.connect(self._uri, uri=True, timeout=_LOCK_WAIT_S)
             self._stack.callback(self._plain.close)
@@ -139,7 +147,8 @@ class SqliteSource:
         except (sqlite3.Error, OSError) as error:
             self._stack.close()
             raise InputError(
-                f"{self._shown}: the database can't be read ({_reason(error)}); export it again"
+                f"{self._shown}: a damaged SQLite database ({_reason(error)}); "
+                "export the report again"
             ) from error
 
     def __enter__(self) -> Self:
@@ -198,18 +207,22 @@ class SqliteSource:
         wanted = [column for column in columns if column.name in present]
         if not wanted or (where is not None and where.column not in present):
             return [each(no_rows(columns))]
-        conditions = [_condition(where)] if where else []
         select = ", ".join(_expression(column) for column in wanted)
-        # Both the identifiers and the literals are quoted above.
-        query = f"SELECT {select} FROM {quoted(table)}"  # noqa: S608
+        # Identifiers and literals are quoted above.
+        query = _Query(
+            f"SELECT {select}",
+            table,
+            tuple(dict.fromkeys([*(c.name for c in wanted), *([where.column] if where else [])])),
+            _condition(where) if where else "",
+        )
 
         def finish(rows: pl.DataFrame) -> T:
             return each(_finished(rows, columns, present))
 
         try:
-            return self._read_in_parts(table, query, conditions, finish)
+            return self._read_in_parts(query, finish)
         except (AdbcError, sqlite3.DatabaseError):
-            return [finish(self._read_up_to_damage(table, _joined(query, conditions), wanted))]
+            return [finish(self._read_up_to_damage(query, wanted))]
 
     def _without_log(self, path: Path) -> Path:
         log = path.with_name(path.name + "-wal")
@@ -246,17 +259,14 @@ class SqliteSource:
             return None
         return low, high
 
-    def _read_in_parts(
-        self,
-        table: str,
-        query: str,
-        conditions: list[str],
-        finish: Callable[[pl.DataFrame], T],
-    ) -> list[T]:
-        ends = self._row_range(table)
+    def _read_in_parts(self, query: "_Query", finish: Callable[[pl.DataFrame], T]) -> list[T]:
+        ends = self._row_range(query.table)
+        most = self._most_rows
         if ends is None or ends[1] - ends[0] < _PARTS_FROM_ROWS:
+            if ends is not None:
+                most = min(most, ends[1] - ends[0] + 1)
             with self._connection() as connection:
-                return [finish(_run(connection, _joined(query, conditions)))]
+                return [finish(_run(connection, query, most))]
         first, last = ends
         # Rowids have no gaps in an export; where they do, parts are only uneven.
         count = _CURSORS * min(max((last - first) // (_CURSORS * _PART_ROWS), 1), _MOST_PARTS)
@@ -269,7 +279,8 @@ class SqliteSource:
                     finish(
                         _run(
                             connection,
-                            _joined(query, [*conditions, f"rowid >= {low}", f"rowid < {high}"]),
+                            replace(query, rows=f"rowid >= {low} AND rowid < {high}"),
+                            min(most, high - low),
                         )
                     )
                     for low, high in share
@@ -289,13 +300,20 @@ class SqliteSource:
                     cursor.execute(pragma)
             yield connection
 
-    def _read_up_to_damage(self, table: str, query: str, columns: Sequence[Column]) -> pl.DataFrame:
-        """The rows before the damage, one batch after the other."""
+    def _read_up_to_damage(self, query: "_Query", columns: Sequence[Column]) -> pl.DataFrame:
+        """The rows before the damage; none where they never end: nothing tells the true ones."""
         rows: list[tuple[Any, ...]] = []
+        ends = None
+        with contextlib.suppress(sqlite3.DatabaseError):
+            ends = self._row_range(query.table)
+        most = min(self._most_rows, ends[1] - ends[0] + 1) if ends else self._most_rows
         try:
-            rows.extend(self._plain.execute(query))
+            rows.extend(self._plain.execute(query.text(most + 1)))
         except sqlite3.DatabaseError:
-            self._damaged[table] = len(rows)
+            self._damaged[query.table] = len(rows)
+        if len(rows) > most:
+            rows.clear()
+            self._damaged[query.table] = 0
         types: dict[str, Any] = {
             column.name: pl.Int64 if isinstance(column.default, int) else pl.Binary
             for column in columns
@@ -303,15 +321,35 @@ class SqliteSource:
         return pl.DataFrame(rows, schema=types, orient="row")
 
 
-def _run(connection: dbapi.Connection, query: str) -> pl.DataFrame:
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """A SELECT over one table, in pieces so that the rows it walks through can be bounded."""
+
+    select: str
+    table: str
+    columns: tuple[str, ...]
+    condition: str
+    rows: str = ""
+
+    def text(self, most_rows: int) -> str:
+        """The statement, which walks through at most `most_rows` rows."""
+        where = f" WHERE {self.rows}" if self.rows else ""
+        source = f"{quoted(self.table)}{where} LIMIT {most_rows}"
+        if not self.condition:
+            return f"{self.select} FROM {source}"
+        # A limit behind the condition would count only the rows that fulfil it.
+        names = ", ".join(map(quoted, self.columns))
+        return f"{self.select} FROM (SELECT {names} FROM {source}) WHERE {self.condition}"  # noqa: S608
+
+
+def _run(connection: dbapi.Connection, query: _Query, most_rows: int) -> pl.DataFrame:
     with connection.cursor() as cursor:
         cursor.adbc_statement.set_options(**{"adbc.sqlite.query.batch_rows": _BATCH_ROWS})
-        cursor.execute(query)
-        return pl.DataFrame(cursor.fetch_arrow())
-
-
-def _joined(query: str, conditions: Sequence[str]) -> str:
-    return f"{query} WHERE {' AND '.join(conditions)}" if conditions else query
+        cursor.execute(query.text(most_rows + 1))
+        found = pl.DataFrame(cursor.fetch_arrow())
+    if found.height > most_rows:
+        raise _EndlessError("more rows than the file can hold")
+    return found
 
 
 def _condition(where: Among) -> str:

@@ -6,12 +6,14 @@ MiB, Bridge's "GB" are decimal gigabytes. Everything here is GiB.
 
 import gzip
 import re
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import IO
 
+from moe_advisor import bounded
 from moe_advisor.errors import ConfigError
 from moe_advisor.ingest import run_config
 from moe_advisor.result import ConfigValue
@@ -126,8 +128,9 @@ def load(path: Path | str) -> TrainingLog:
     path = Path(path)
     try:
         with _open(path) as lines:
-            log = parse(lines)
-    except (OSError, EOFError, gzip.BadGzipFile) as error:
+            bounded.refuse_device(path)
+            log = parse(bounded.lines(lines, path))
+    except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or "damaged"
         raise ConfigError(f"{path}: can't be read: {reason}") from None
     if not log.iterations and not log.memory and not log.config:

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from moe_advisor.measure.health import SLOW_GPU
 from moe_advisor.measure.partial import RankPartial
 from moe_advisor.measure.summary import Summary
 
@@ -93,6 +94,11 @@ def trace_facts(
         t["precision"] = "fp8"
     elif first["bf16_kernels"]:
         t["precision"] = "bf16"
+    slowness = metric.get("gpu_slowness")
+    if slowness is not None:
+        t["slow_gpu"] = slowness > SLOW_GPU
+    if profiler == "nsys":
+        t["emit_nvtx"] = any(one.facts["operators"] for one in ranks)
     if first["attention"]:
         t["fused_attention"] = first["fused_attention"]
     if metric.get("permute_ms", 0.0) > 0:

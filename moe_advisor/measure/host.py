@@ -13,9 +13,6 @@ from moe_advisor.roles.taxonomy import Taxonomy
 IDLE_CAUSES = ("sync", "alloc", "data", "launch")
 """How host gaps are divided by time, in order of precedence."""
 
-DETAIL_ROWS = 8
-"""At most so many calls or ranges are named for one idle cause; the rest is summed as other."""
-
 
 @dataclass(frozen=True)
 class HostCalls:
@@ -145,35 +142,3 @@ def starved_launches(
     issued_at = next_issue_ns(starts, issue_times(rank)[rows], gap_end[:-1])
     issued_at = np.concatenate([np.where(issued_at == NONE, gap_start[:-1], issued_at), [last_end]])
     return union(gap_start, np.clip(issued_at, gap_start, gap_end))
-
-
-def idle_detail(
-    rank: RankTrace, idle: Idle, taxonomy: Taxonomy
-) -> dict[str, dict[str, tuple[int, int]]]:
-    """Which calls and ranges held the host during the gaps: name -> (number, idle ns under it)."""
-    detail: dict[str, dict[str, tuple[int, int]]] = {}
-    names = rank.calls["name"].to_numpy()
-    start = rank.calls["start_ns"].to_numpy()
-    end = rank.calls["end_ns"].to_numpy()
-    for cause, kinds in (("sync", ("sync", "blocking_copy", "async_copy")), ("alloc", ("alloc",))):
-        gaps = idle.by_cause[cause]
-        found: dict[str, tuple[int, int]] = {}
-        for name in np.unique(names).tolist():
-            text = rank.names[name]
-            if taxonomy.call_kind(text) not in kinds or not len(gaps):
-                continue
-            rows = names == name
-            under = gaps.within(start[rows], end[rows])
-            if under.any():
-                found[text] = (int((under > 0).sum()), int(under.sum()))
-        detail[cause] = _largest(found)
-    return detail
-
-
-def _largest(found: dict[str, tuple[int, int]]) -> dict[str, tuple[int, int]]:
-    ordered = sorted(found.items(), key=lambda item: (-item[1][1], item[0]))
-    kept = dict(ordered[:DETAIL_ROWS])
-    if len(ordered) > DETAIL_ROWS:
-        rest = [value for _, value in ordered[DETAIL_ROWS:]]
-        kept["other"] = (sum(count for count, _ in rest), sum(ns for _, ns in rest))
-    return kept

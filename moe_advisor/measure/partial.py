@@ -81,7 +81,7 @@ class RankPartial:
     """(cause, role family) -> ns over all steps."""
     idle_ns: dict[str, int]
     idle_detail: dict[str, dict[str, tuple[int, int]]]
-    """Idle cause -> name of the call or range -> (number, ns of idle time under it)."""
+    """Finest idle cause -> call and range around it -> (number, ns of idle time under it)."""
     unclassified: dict[str, tuple[int, int]]
     memory_peak_bytes: int | None
     facts: dict[str, Any] = field(default_factory=dict)
@@ -89,3 +89,7 @@ class RankPartial:
     not_measured: dict[str, str] = field(default_factory=dict)
     """Metric -> why this rank could not measure it."""
     issues: tuple[CaptureIssue, ...] = ()
+    cause_ns: dict[str, int] = field(default_factory=dict)
+    """Finest idle cause -> ns over all steps; the causes add up to the idle time."""
+    layers_ns: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)
+    """(layer, phase) -> (forward ns, backward ns) over all steps; empty where layers don't show."""

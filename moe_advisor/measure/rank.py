@@ -9,8 +9,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from moe_advisor.intervals import EMPTY, Intervals, merge, union
-from moe_advisor.measure.host import Idle, divide_idle, host_calls, idle_detail, starved_launches
+from moe_advisor.measure.causes import find_causes
+from moe_advisor.measure.health import kernel_speeds, memory_levels, rank_issues
+from moe_advisor.measure.host import Idle, divide_idle, host_calls, starved_launches
+from moe_advisor.measure.layers import find_layers
 from moe_advisor.measure.partial import Collectives, PerStep, RankPartial, RolePartial
+from moe_advisor.measure.pipeline import PHASES, find_pipeline
 from moe_advisor.measure.recompute import find_recompute
 from moe_advisor.measure.states import States, divide
 from moe_advisor.measure.steps import StepWindows, find_steps
@@ -102,6 +106,20 @@ class _Measurement:
         self.calls = host_calls(rank, taxonomy)
         self.idle = divide_idle(rank, self.busy, self.span, self.calls)
         self.starved = starved_launches(rank, self.compute_rows, self.compute, self.span)
+        self.pipeline = find_pipeline(
+            rank,
+            roles,
+            windows,
+            self.step,
+            compute=self.compute,
+            other_comm=merge(
+                one for role, one in self.sets.items() if role in COMMUNICATION and not _is_pp(role)
+            ),
+            starved=self.starved,
+            sync=self.calls.sync,
+        )
+        self.starved = self.starved - self.pipeline.held
+        self.causes = find_causes(rank, roles, self.idle, windows, taxonomy)
         self.recompute = find_recompute(rank, roles)
         self.states = self._divide()
 
@@ -114,6 +132,8 @@ class _Measurement:
         conditions["recompute"] = self._set(self.recompute.rows)
         conditions["large_copy"] = self._large_copies()
         conditions["unfused_attention"] = self._unfused_attention()
+        conditions |= {f"bubble:{phase}": self.pipeline.phases[phase] for phase in PHASES}
+        conditions["pipeline"] = self.pipeline.region
         return divide(conditions, self.windows.start, self.windows.end)
 
     def _step_of(self, times: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -172,13 +192,29 @@ class _Measurement:
                 },
                 "dependency": int(times["dependency_idle"].sum()),
             },
-            idle_detail=idle_detail(rank, self.idle, self.taxonomy),
+            idle_detail=self.causes.detail,
+            layers_ns=find_layers(
+                rank,
+                self.roles,
+                self.step,
+                steps=len(windows),
+                passes=self.pipeline.passes,
+                recompute=self.recompute.rows,
+                phases={
+                    "attention": self.sets[Role.ATTENTION],
+                    "dispatch": self.sets[Role.EP_DISPATCH] | self.sets[Role.EP_NOTIFY],
+                    "expert_gemm": self.sets[Role.EXPERT_GEMM],
+                    "combine": self.sets[Role.EP_COMBINE],
+                    "gap": self.span - self.busy,
+                },
+            ),
+            cause_ns={cause: one.total for cause, one in self.causes.sets.items() if len(one)},
             unclassified=self._unclassified(),
             memory_peak_bytes=self._memory_peak(),
             facts=self._facts(self.recompute.rows),
             environment=rank.environment,
             not_measured=not_measured,
-            issues=rank.issues,
+            issues=(*rank.issues, *rank_issues(rank, windows, self.step, self.taxonomy)),
         )
 
     # -------------------------------------------------------------------------------- times
@@ -209,12 +245,20 @@ class _Measurement:
             "recompute_comm": both(["recompute"], _COMM, lacks=_COMPUTE),
             "recompute_permute": both(["recompute"], _names(Role.PERMUTE)),
             "memcpy_exposed": time(_COPIES, lacks=(*_COMPUTE, *_COMM)),
+            "offload": time(["large_copy"]),
             "offload_exposed": time(["large_copy"], lacks=_COMPUTE),
             "permute_comm_bound": self._moved_bytes(),
             "attention_unfused": time(["unfused_attention"]),
             "elementwise": time(_names(Role.ELEMENTWISE, Role.CAST_QUANTIZE)),
             "opaque": time(_FAMILY[Family.OPAQUE]),
         }
+        if len(self.families[Family.PP]):
+            bubbles = [f"bubble:{phase}" for phase in PHASES]
+            times["pp_bubble"] = time(bubbles)
+            for phase, name in zip(PHASES, bubbles, strict=True):
+                times[f"pp_bubble_{phase}"] = time([name])
+            times["pipeline_compute"] = both(["pipeline"], _COMPUTE)
+            times["pipeline_rest"] = time(["pipeline"], lacks=bubbles)
         for cause in self.idle.by_cause:
             times[f"host_gap_{cause}"] = time([f"host:{cause}"])
         for family, name in (
@@ -319,10 +363,21 @@ class _Measurement:
             "graph_kernels": self._count(graph),
             "syncs_per_step": between(self.calls.sync_starts),
             "alloc_retries": between(self.calls.alloc_frees),
+            "device_allocs": between(self._device_allocs()),
             "dtoh_copies": self._count(
                 self.rank.activities["copy_kind"].to_numpy() == CopyKind.DEVICE_TO_HOST
             ),
         }
+
+    def _device_allocs(self) -> NDArray[np.int64]:
+        """Start of every call that takes device memory from the driver or gives it back, sorted."""
+        calls = self.rank.calls
+        names = [
+            n
+            for n in calls["name"].unique().to_list()
+            if self.rank.names[n].startswith(_DEVICE_ALLOCATIONS)
+        ]
+        return np.sort(calls.filter(pl.col("name").is_in(names))["start_ns"].to_numpy())
 
     def _parts(self) -> dict[str, PerStep]:
         """The stacked bar: every instant of the step once, by a fixed precedence."""
@@ -482,6 +537,7 @@ class _Measurement:
         bursts = self._count(self.roles.mask(Role.EP_DISPATCH))
         copies = self.rank.activities["copy_kind"].to_numpy()
         text = " ".join(self.rank.names[n] for n in used)
+        rank_kinds = self.rank.ranges["kind"].to_numpy()
         moved = self.rank.activities["bytes"].to_numpy() >= LARGE_COPY_BYTES
         return {
             "families": sorted(families),
@@ -504,6 +560,11 @@ class _Measurement:
             ),
             "allgather_dispatch": self._gathers(),
             "microbatches": self._microbatches(),
+            "operators": bool((rank_kinds == RangeKind.OPERATOR).any()),
+            "kernel_speeds": kernel_speeds(self.rank, self.roles, self.step, self.comm),
+            "memory": memory_levels(self.rank, self.windows),
+            "backward_passes": self.pipeline.passes,
+            "stage": self._stage(),
             "long_gap_ns": self._long_gaps(),
             "item_calls": self._item_calls(),
             "recomputes_attention": bool(
@@ -516,6 +577,17 @@ class _Measurement:
                 for n in self.rank.ranges["name"].unique().to_list()
             ),
         }
+
+    def _stage(self) -> tuple[tuple[int, ...], int] | None:
+        """The ranks of this rank's pipeline and its place among them, from process groups."""
+        for group in self.rank.groups:
+            if (
+                self.taxonomy.group_family(group.description) == "pp"
+                and self.rank.rank in group.ranks
+                and len(group.ranks) > 1
+            ):
+                return group.ranks, group.ranks.index(self.rank.rank)
+        return None
 
     def _long_gaps(self) -> dict[str, int]:
         """Host gaps above LONG_GAP_NS: all (ns), quiet ones (ns), and steps that hold a quiet one.
@@ -576,6 +648,12 @@ class _Measurement:
         inside = (at >= 0) & (starts < self.windows.host_end[np.maximum(at, 0)])
         return float(inside.sum() / len(self.windows))
 
+
+def _is_pp(role: Role) -> bool:
+    return role.family is Family.PP
+
+
+_DEVICE_ALLOCATIONS = ("cudaMalloc", "cudaFree", "hipMalloc", "hipFree", "cuMemCreate", "cuMemMap")
 
 _BYTES = ("bytes_sent", "bytes_received", "bytes_self")
 

@@ -277,10 +277,10 @@ def _drop_special(rank: RankTrace, windows: StepWindows) -> StepWindows:
 def _selected(windows: StepWindows, select: str | None) -> StepWindows:
     if select is None:
         return windows
-    match = re.fullmatch(r"(\d*):(\d*)", select)
+    match = re.fullmatch(r"([0-9]{0,18}):([0-9]{0,18})", select)
     if not match:
         raise ConfigError(
-            f"--steps {select}: write A:B, counted from 0, B not included; for example 1:4"
+            f"--steps {select[:40]}: write A:B, counted from 0, B not included; for example 1:4"
         )
     chosen = range(len(windows))[slice(*(int(part) if part else None for part in match.groups()))]
     if not len(chosen):

@@ -1,13 +1,14 @@
 """Merges the ranks' partials into the run's metrics, parts, roles and views."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from moe_advisor.intervals import union
+from moe_advisor.measure.health import gpu_slowness
 from moe_advisor.measure.partial import RankPartial
 from moe_advisor.measure.peers import WAITING_FAMILIES, Peers, Waiting, bytes_leaving, match_peers
 from moe_advisor.measure.registry import METRICS
@@ -89,6 +90,28 @@ PART_LABELS = {
 }
 
 
+IDLE_LABELS = {
+    "sync": "In a synchronising call",
+    "dispatcher_split_sync": "Waiting for the dispatcher's split sizes",
+    "blocking_copy": "In a blocking copy to the host",
+    "alloc": "In the CUDA allocator",
+    "data": "Loading data",
+    "dispatcher_count_wait": "Dispatcher polling token counts on the host",
+    "module_load": "Loading a CUDA module",
+    "profiler": "Profiler at work (not in an unprofiled run)",
+    "gc_suspected": "Recurring pause without any call: garbage collection suspected",
+    "cuda_call": "In launch and other CUDA calls",
+    "python": "Host code between CUDA calls",
+    "host_unknown": "On the way to the next launch, nothing visible",
+    "dependency_stream": "Issued, behind work of another stream",
+    "dependency_peer": "Issued, behind communication of another stream",
+    "dependency_copy": "Issued, behind a copy of another stream",
+    "dependency_queue": "Issued, start latency behind its own stream",
+    "dependency_graph": "Between kernels of one CUDA graph",
+    "dependency_unknown": "Issued at an unknown time",
+}
+
+
 @dataclass(frozen=True)
 class Summary:
     """The run as numbers; rules, walls and outputs work on this."""
@@ -106,6 +129,8 @@ class Summary:
     collectives: list[CollectiveView]
     wait_causes_ms: dict[str, float] | None
     """Mean EP waiting per step by cause: host, imbalance, compute, unexplained."""
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    """Mean ms per step by layer and phase, `forward_ms` and `backward_ms`."""
 
 
 def summarise(partials: Sequence[RankPartial], hardware: Mapping[str, Any]) -> Summary:
@@ -128,6 +153,7 @@ def summarise(partials: Sequence[RankPartial], hardware: Mapping[str, Any]) -> S
         unclassified=_unclassified(ranks),
         ranks=_rank_summaries(ranks, peers),
         collectives=_collective_views(ranks, peers),
+        layers=_layers(ranks),
         wait_causes_ms=_wait_causes(ranks, peers, metrics),
     )
 
@@ -154,14 +180,18 @@ class _Metrics:
                 self._per_rank(name, [one.times_ns[key] / NS_PER_MS for one in self.ranks])
         for name in ("kernels_per_step", "syncs_per_step", "alloc_retries"):
             self._per_rank(name, [one.counts[name] for one in self.ranks])
+        self._per_rank(
+            "device_allocs_per_step", [one.counts["device_allocs"] for one in self.ranks]
+        )
         self._shares()
+        self._slowness()
         self._waiting()
         self._floors()
         self._tokens_and_rate()
         self._memory()
+        self._levels()
         self._microbatches()
-        if not any(Role.PP_P2P.label in one.roles for one in self.ranks):
-            self._zero("pp_bubble_ms", "no pipeline communication in the trace")
+        self._pipeline()
         for one in self.ranks:
             for name, reason in one.not_measured.items():
                 self.found[name] = _not_measured(name, f"rank {one.rank}: {reason}")
@@ -374,23 +404,135 @@ class _Metrics:
                 basis="lowest rank",
             )
 
+    def _slowness(self) -> None:
+        ratios = gpu_slowness(self.ranks)
+        if not ratios:
+            return
+        slowest = max(sorted(ratios), key=lambda rank: ratios[rank])
+        self.found["gpu_slowness"] = MetricValue(
+            status="measured",
+            value=_round(ratios[slowest]),
+            unit="ratio",
+            basis=f"slowest is rank {slowest}",
+            per_rank=[RankValue(rank=rank, value=_round(ratios[rank])) for rank in sorted(ratios)],
+        )
+
+    def _levels(self) -> None:
+        for name, key in (
+            ("memory_growth_gib", "growth_bytes"),
+            ("memory_fragmentation_gib", "fragmented_bytes"),
+        ):
+            values = [
+                RankValue(rank=one.rank, value=_round(one.facts["memory"][key] / 2**30))
+                for one in self.ranks
+                if key in one.facts.get("memory", {})
+            ]
+            if values:
+                self.found[name] = MetricValue(
+                    status="measured",
+                    value=max(value.value or 0.0 for value in values),
+                    unit="GiB",
+                    per_rank=values,
+                    basis="highest rank",
+                )
+
     def _microbatches(self) -> None:
         counts = [one.facts.get("microbatches") for one in self.ranks]
         known = [count for count in counts if count]
+        basis = "forward ranges per step"
+        if not known:
+            known, basis = _passes_per_step(self.ranks)
+        passes = [one.facts.get("backward_passes") for one in self.ranks]
+        if not known and all(passes):
+            self.found["microbatches_per_step"] = _not_measured(
+                "microbatches_per_step",
+                f"{passes[0]:g} backward passes per step are micro-batches × model chunks; the "
+                "trace does not tell the chunks: give --config",
+            )
         if known:
             self.found["microbatches_per_step"] = MetricValue(
                 status="measured",
                 value=_round(float(np.mean(known))),
                 unit="count/step",
-                basis="forward ranges per step",
+                basis=basis,
             )
+
+    def _pipeline(self) -> None:
+        """The ideal bubble and the stages' imbalance; zeros where no pipeline is in the trace."""
+        names = [name for name in METRICS if name.startswith(("pp_bubble", "pp_stage"))]
+        if not any(Role.PP_P2P.label in one.roles for one in self.ranks):
+            for name in names:
+                self._zero(name, "no pipeline communication in the trace")
+            return
+        stages = _stages(self.ranks)
+        if stages is None:
+            reason = "which ranks form a pipeline is not in the trace: give all of its ranks"
+            for name in ("pp_bubble_ideal_ms", "pp_stage_imbalance_ms"):
+                self.found[name] = _not_measured(name, reason)
+            return
+        size, stage_of = stages
+        passes = [one.facts.get("backward_passes") for one in self.ranks]
+        if all(passes):
+            ideal = [
+                (size - 1) / float(count or 1) * one.times_ns["pipeline_rest"] / NS_PER_MS
+                for one, count in zip(self.ranks, passes, strict=True)
+            ]
+            chunks = _round(float(np.mean([count or 0 for count in passes])))
+            self._per_rank(
+                "pp_bubble_ideal_ms", ideal, f"{size} stages, {chunks:g} backward passes per step"
+            )
+        else:
+            reason = "micro-batches per step are not known: give --config"
+            self.found["pp_bubble_ideal_ms"] = _not_measured("pp_bubble_ideal_ms", reason)
+        busy: dict[int, list[float]] = {}
+        for one, stage in zip(self.ranks, stage_of, strict=True):
+            spent = float(one.times_ns["pipeline_compute"].mean()) / NS_PER_MS
+            busy.setdefault(stage, []).append(spent)
+        if len(busy) < size:
+            self.found["pp_stage_imbalance_ms"] = _not_measured(
+                "pp_stage_imbalance_ms", f"{len(busy)} of {size} pipeline stages were read"
+            )
+            return
+        means = {stage: float(np.mean(values)) for stage, values in busy.items()}
+        slowest = max(sorted(means), key=lambda stage: means[stage])
+        excess = means[slowest] - float(np.mean(list(means.values())))
+        self.found["pp_stage_imbalance_ms"] = MetricValue(
+            status="measured",
+            value=_round(excess),
+            unit="ms/step",
+            basis=f"slowest is stage {slowest} of {size} with {means[slowest]:.1f} ms of compute",
+        )
+
+
+def _passes_per_step(ranks: Sequence[RankPartial]) -> tuple[list[float], str]:
+    """Micro-batches from the backward passes; a pipeline's chunks are passes of their own."""
+    passes = [one.facts.get("backward_passes") for one in ranks]
+    known = [float(count) for count in passes if count]
+    if not known or len(known) < len(passes):
+        return [], ""
+    if not any(Role.PP_P2P.label in one.roles for one in ranks):
+        return known, "backward passes per step, from launch order"
+    return [], ""
+
+
+def _stages(ranks: Sequence[RankPartial]) -> tuple[int, list[int]] | None:
+    """(number of stages, stage of each rank); two ranks that exchange are two stages."""
+    found = [one.facts["stage"] for one in ranks if one.facts.get("stage")]
+    if len(found) == len(ranks):
+        return max(len(members) for members, _ in found), [place for _, place in found]
+    talking = all(Role.PP_P2P.label in one.roles for one in ranks)
+    if len(ranks) == 2 and talking and all((one.world_size or 2) <= 2 for one in ranks):
+        return 2, [0, 1]
+    return None
 
 
 _REASONS = {
     "memory_peak_gib": "no memory events in the trace; give --log or capture again with them",
     "memory_headroom_gib": "no memory events in the trace; give --log or capture again with them",
-    "microbatches_per_step": "no forward ranges in the trace; give --config",
-    "pp_bubble_ms": "pipeline bubbles are not separated from waiting yet",
+    "microbatches_per_step": "neither forward ranges nor whole backward passes; give --config",
+    "memory_growth_gib": "needs memory events over two steps or more",
+    "memory_fragmentation_gib": "needs allocated and reserved levels (torch profile_memory=True)",
+    "gpu_slowness": "needs two ranks that run the same kernels",
     "tokens_per_s_per_gpu": "needs the batch from --config and the unprofiled step from --log",
     "model_tflops_per_gpu": "needs the unprofiled step from --log",
     "mfu": "needs the model FLOPs from --config or --log",
@@ -590,16 +732,11 @@ def _compute_absent(ranks: Sequence[RankPartial]) -> ComputeAbsent | None:
 def _idle_causes(ranks: Sequence[RankPartial]) -> list[IdleCause]:
     if not ranks:
         return []
-    labels = {
-        "sync": "In a synchronising call or blocking copy",
-        "alloc": "In the CUDA allocator",
-        "data": "Loading data",
-        "launch": "Getting to the next launch",
-        "dependency": "Issued, waiting for another stream, a peer or a copy",
-    }
     found = []
-    for cause, label in labels.items():
-        ms = _mean_ms(ranks, lambda one, cause=cause: one.idle_ns.get(cause, 0))  # type: ignore[misc]
+    for cause, label in IDLE_LABELS.items():
+        ms = _mean_ms(ranks, lambda one, cause=cause: one.cause_ns.get(cause, 0))  # type: ignore[misc]
+        if not ms:
+            continue
         names = sorted({name for one in ranks for name in one.idle_detail.get(cause, {})})
         detail = [
             {
@@ -727,6 +864,27 @@ def representative_step(one: RankPartial) -> int:
     """The step whose length is nearest to the rank's median: the first of them."""
     middle = float(np.median(one.step_ns))
     return int(np.argmin(np.abs(one.step_ns - middle)))
+
+
+def _layers(ranks: Sequence[RankPartial]) -> list[dict[str, Any]]:
+    """Layer by layer, mean over the ranks of a pipeline stage; layers count from 0 per stage."""
+    stages = _stages(ranks) if any(Role.PP_P2P.label in one.roles for one in ranks) else None
+    places = stages[1] if stages else [0] * len(ranks)
+    rows: list[dict[str, Any]] = []
+    for stage in sorted(set(places)):
+        members = [one for one, place in zip(ranks, places, strict=True) if place == stage]
+        if len({frozenset(one.layers_ns) for one in members}) != 1:
+            continue  # ranks that disagree about the layers say nothing together
+        for layer, phase in members[0].layers_ns:
+            row: dict[str, Any] = {"stage": stage} if stages else {}
+            row |= {"layer": layer, "phase": phase}
+            for place, name in enumerate(("forward_ms", "backward_ms")):
+                row[name] = _mean_ms(
+                    members,
+                    lambda one, key=(layer, phase), at=place: one.layers_ns[key][at],  # type: ignore[misc]
+                )
+            rows.append(row)
+    return sorted(rows, key=lambda row: (row.get("stage", 0), row["layer"]))
 
 
 def _collective_views(ranks: Sequence[RankPartial], peers: Peers) -> list[CollectiveView]:

@@ -30,6 +30,23 @@ TP_PER_ATTENTION = 1.5
 """A group with more collectives per attention kernel than this works inside every layer: tensor
 parallelism has two per layer and direction, gradient reduction at most one per bucket."""
 
+CONSTANT_SIZE_SHARE = 0.4
+"""A size seen this often, beside the most frequent one, is what every rank hands in: its own tokens
+(or their probabilities, half as often) times top-k. What the router sends back differs from layer
+to layer and comes only forth and back."""
+
+ADJACENT_SHARE = 0.5
+"""Collectives of which more than half have no GEMM between themselves and an attention kernel
+serve attention: projections lie between attention and everything else in a layer."""
+
+EXPERTS_BETWEEN_SHARE = 0.2
+"""Point-to-point kernels with only expert GEMMs between two of them, in at least this share of the
+gaps, are dispatch and combine: at best every third gap is (tokens, probabilities, tokens back)."""
+
+GROUPED_PASSES = 2
+"""Grouped GEMMs compute experts completely if backward launches at least twice as many as forward:
+one for the gradient of the input, one for the weights'."""
+
 _COMPUTE_BY_CONTEXT: dict[str, dict[str, Role]] = {
     "gemm": {
         "experts": Role.EXPERT_GEMM,
@@ -151,7 +168,8 @@ def assign_roles(rank: RankTrace, taxonomy: Taxonomy) -> RoleTable:
     nature = _natures(rank, rows, taxonomy)
     roles, sources, known = _by_name_and_context(rows, nature, contexts)
     families = _communication(rank, rows, nature, contexts, taxonomy, roles, sources)
-    _by_structure(rows, nature, contexts, roles, sources)
+    _beside_grouped(rows, nature, contexts, roles, sources)
+    _by_structure(rank, rows, nature, contexts, roles, sources)
     _unfused_attention(nature, roles, sources)
     return RoleTable(roles, sources, contexts, known, nature, families)
 
@@ -282,13 +300,22 @@ def _family_of_group(
     if votes:
         return max(sorted(votes), key=lambda one: votes[one]), Source.ANNOTATION
     if CollectiveKind.ALL_TO_ALL in kinds:
-        return "ep", Source.STRUCTURE
-    if kinds <= {CollectiveKind.SEND_RECV}:
-        return "pp", Source.STRUCTURE
+        return _family_of_exchange(rows, nature, at, "ep"), Source.STRUCTURE
+    if kinds <= {CollectiveKind.SEND_RECV, CollectiveKind.UNKNOWN}:
+        exchanges = nature[at] == _NATURE_INDEX["collective"]
+        sends = np.asarray(
+            [_is_send_recv(rank.names[name]) for name in rows.name[at].tolist()], np.bool_
+        )
+        if kinds == {CollectiveKind.SEND_RECV} or (exchanges & sends).all():
+            told = kinds == {CollectiveKind.SEND_RECV}
+            return _family_of_exchange(rows, nature, at, "pp" if told else None), Source.STRUCTURE
     sizes = part["bytes_sent"].to_numpy()
     under_moe = rows.context[at] == contexts.of("moe")
     if kinds == {CollectiveKind.ALL_GATHER} and under_moe.any() and _all_small(sizes):
         return "ep", Source.ANNOTATION
+    routed = np.isin(rows.context[at], [contexts.of("moe"), contexts.of("router")])
+    if kinds == {CollectiveKind.ALL_REDUCE} and 2 * routed.sum() > len(at) and _all_small(sizes):
+        return "other", Source.ANNOTATION  # the router's token counts for its auxiliary loss
     if kinds & {
         CollectiveKind.ALL_REDUCE,
         CollectiveKind.ALL_GATHER,
@@ -305,6 +332,56 @@ def _family_of_group(
             return "tp", Source.STRUCTURE
         return "dp", Source.STRUCTURE
     return "other", Source.NAME
+
+
+def _is_send_recv(name: str) -> bool:
+    return "SendRecv" in name
+
+
+def _beside_attention(rows: _Rows, nature: NDArray[np.int8], at: NDArray[np.int64]) -> bool:
+    """Whether most of these collectives have no GEMM between them and an attention kernel."""
+    attention = nature == _NATURE_INDEX["attention"]
+    gemm = (nature == _NATURE_INDEX["gemm"]) | (nature == _NATURE_INDEX["expert_gemm"])
+    if not attention.any() or not gemm.any() or not len(at):
+        return False
+    near = np.zeros(len(at), np.bool_)
+    starts, ends = rows.start[at], rows.end[at]
+    attention_start, gemm_start = rows.start[attention], rows.start[gemm]
+    after = np.searchsorted(attention_start, starts)
+    has = after < len(attention_start)
+    until = attention_start[np.minimum(after, len(attention_start) - 1)]
+    between = np.searchsorted(gemm_start, until) - np.searchsorted(gemm_start, starts)
+    near |= has & (between == 0)
+    before = np.searchsorted(attention_start, ends) - 1
+    since = attention_start[np.maximum(before, 0)]
+    between = np.searchsorted(gemm_start, starts) - np.searchsorted(gemm_start, since)
+    near |= (before >= 0) & (between == 0)
+    return float(near.mean()) > ADJACENT_SHARE
+
+
+def _family_of_exchange(
+    rows: _Rows, nature: NDArray[np.int8], at: NDArray[np.int64], default: str | None
+) -> str:
+    """Exchanges of which no metadata tells the purpose: what lies between them.
+
+    With nothing but experts between two of them they are dispatch and combine; beside attention
+    they are context parallelism's; else what this kind of exchange usually is.
+    """
+    starts = np.sort(rows.start[at])
+
+    def counted(name: str) -> NDArray[np.int64]:
+        found = rows.start[nature == _NATURE_INDEX[name]]
+        return np.diff(np.searchsorted(found, starts))
+
+    experts, attention, gemm = counted("expert_gemm"), counted("attention"), counted("gemm")
+    alone = (experts > 0) & (attention == 0)
+    if len(alone) and float((alone & (gemm == 0)).mean()) >= EXPERTS_BETWEEN_SHARE:
+        return "ep"
+    if _beside_attention(rows, nature, at):
+        return "cp"
+    if len(alone) and float(alone.mean()) >= EXPERTS_BETWEEN_SHARE and (attention > 0).any():
+        return "ep"
+    return default or ("pp" if (attention > 0).any() else "other")
 
 
 def _all_small(sizes: NDArray[np.int64]) -> bool:
@@ -361,7 +438,25 @@ def _role_of(family: str, kind: CollectiveKind, bytes_sent: int) -> Role:
 # ----------------------------------------------------------------------------------- structure
 
 
+def _beside_grouped(
+    rows: _Rows,
+    nature: NDArray[np.int8],
+    contexts: LaunchContexts,
+    roles: NDArray[np.int8],
+    sources: NDArray[np.int8],
+) -> None:
+    """Where grouped GEMMs do all of the experts' work, the other GEMMs are dense layers'."""
+    grouped = nature == _NATURE_INDEX["expert_gemm"]
+    backward = _of_call(contexts.backward, rows.call, False)
+    forward, again = int((grouped & ~backward).sum()), int((grouped & backward).sum())
+    if forward and again >= GROUPED_PASSES * forward:
+        left = (roles == Role.GEMM_UNATTRIBUTED) & ~grouped
+        roles[left] = Role.DENSE_GEMM
+        sources[left] = Source.STRUCTURE
+
+
 def _by_structure(
+    rank: RankTrace,
     rows: _Rows,
     nature: NDArray[np.int8],
     contexts: LaunchContexts,
@@ -396,6 +491,7 @@ def _by_structure(
         undecided = (gap_kind[burst_of] == 0) | named
         roles[payload] = np.where(undecided, roles[payload], into)
     else:
+        _direction_by_size(rank, roles, payload)
         _direction_by_context(rows, contexts, roles, payload)
 
 
@@ -510,6 +606,30 @@ def _unfused_attention(
     softmax = (nature == _NATURE_INDEX["softmax"]) & (roles == Role.ELEMENTWISE)
     roles[softmax] = Role.ATTENTION
     sources[softmax] = Source.STRUCTURE
+
+
+def _direction_by_size(
+    rank: RankTrace, roles: NDArray[np.int8], payload: NDArray[np.int64]
+) -> None:
+    """Dispatch or combine from sizes: a dispatch sends what every rank hands in, a combine gets it.
+
+    The rank's own tokens times top-k are the same in every layer; what the router sends to its
+    experts is not. Even routing tells nothing.
+    """
+    table = rank.collectives.filter(
+        (pl.col("bytes_sent") >= 0)
+        & (pl.col("bytes_received") >= 0)
+        & pl.col("activity").is_in(payload.tolist())
+    )
+    if not len(table):
+        return
+    at = table["activity"].to_numpy()
+    sent, received = table["bytes_sent"].to_numpy(), table["bytes_received"].to_numpy()
+    sizes, counts = np.unique(np.concatenate([sent, received]), return_counts=True)
+    constant = sizes[counts >= CONSTANT_SIZE_SHARE * counts.max()]
+    gives, gets = np.isin(sent, constant), np.isin(received, constant)
+    roles[at[gives & ~gets]] = Role.EP_DISPATCH
+    roles[at[gets & ~gives]] = Role.EP_COMBINE
 
 
 def _direction_by_context(

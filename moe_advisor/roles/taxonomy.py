@@ -8,8 +8,12 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from moe_advisor import bounded
 from moe_advisor.errors import ConfigError
 from moe_advisor.roles.roles import Role
+
+MAX_BYTES = 1 << 20
+"""Largest taxonomy of a user; the built-in one is below 64 KiB."""
 
 MATCHED_CHARACTERS = 4_096
 """Only this much of a name is matched: longer ones are hostile or template noise at the end."""
@@ -89,9 +93,11 @@ def load(extra: Path | None) -> Taxonomy:
     if extra is None:
         return builtin()
     try:
-        text = extra.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--taxonomy {extra.name}: can't be read: {error}") from None
+        text = bounded.read_text(extra, MAX_BYTES)
+    except UnicodeDecodeError:
+        raise ConfigError(f"--taxonomy {extra.name}: not UTF-8 text") from None
+    except OSError as error:
+        raise ConfigError(f"--taxonomy {extra.name}: can't be read: {error.strerror}") from None
     own, base = parse(text, extra.name), builtin()
     return Taxonomy(
         own.kernels + base.kernels,
@@ -107,7 +113,7 @@ def parse(text: str, name: str) -> Taxonomy:
 
     try:
         data = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # noqa: S506
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date of month 99
         raise ConfigError(f"{name}: not YAML: {str(error).splitlines()[0]}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{name}: expected the sections kernels, ranges, groups and calls")

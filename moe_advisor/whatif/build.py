@@ -257,8 +257,9 @@ class _Rank:
             [SCOPES.index(_SCOPE_OF_CONTEXT.get(name, "")) for name in contexts.names], np.int64
         )
         known = self.call >= 0
-        scope = np.where(known, names[contexts.index[np.maximum(self.call, 0)]], 0)
-        backward = np.where(known, contexts.backward[np.maximum(self.call, 0)], False)
+        scope, backward = np.zeros(len(rows), np.int64), np.zeros(len(rows), bool)
+        scope[known] = names[contexts.index[self.call[known]]]
+        backward[known] = contexts.backward[self.call[known]]
         recompute = find_recompute(one.trace, one.roles).rows[rows]
         roles = one.roles.roles[rows].astype(np.int64)
         scope = np.where((scope == 0) & (roles == Role.ATTENTION), 1, scope)

@@ -1,10 +1,12 @@
 """Which evidence decides a role: the smallest timelines that show it."""
 
+import pytest
+
 from moe_advisor.model import ActivityKind, CollectiveKind, RangeKind
 from moe_advisor.roles.assign import assign_roles
 from moe_advisor.roles.roles import Role, Source
 from moe_advisor.roles.taxonomy import builtin
-from tests.trace_builder import ADD, ALL_REDUCE, FLASH, GEMM, GROUPED, TraceBuilder
+from tests.trace_builder import ADD, ALL_REDUCE, FLASH, GEMM, GROUPED, SEND_RECV, TraceBuilder
 
 A2A = CollectiveKind.ALL_TO_ALL
 
@@ -153,3 +155,99 @@ def test_an_opaque_graph_launch_has_a_role_of_its_own() -> None:
         "elementwise",
     ]
     assert table.known.tolist() == [True, False, True]
+
+
+def exchanged(layers: int, *, where: str) -> TraceBuilder:
+    """Layers of projection, attention, projection and experts; exchanges of no known purpose."""
+    b = TraceBuilder()
+    at = 0
+
+    def put(name: str) -> None:
+        nonlocal at
+        b.kernel(at, at + 5, name, launch=0)
+        at += 5
+
+    for layer in range(layers):
+        for name in (GEMM, FLASH, GEMM, GROUPED):
+            if where == "attention" and name == FLASH:
+                put(SEND_RECV)
+            if where == "experts" and name == GROUPED:
+                put(SEND_RECV)
+            put(name)
+            if where == "experts" and name == GROUPED:
+                put(SEND_RECV)
+        if where == "stage" and layer % 2:
+            put(SEND_RECV)
+    trace = b.activities
+    for row in trace:
+        if row["name"] == b.name(SEND_RECV):
+            row["collective"] = {
+                "kind": CollectiveKind.UNKNOWN,
+                "group": b.name(""),
+                "description": b.name(""),
+                "group_size": -1,
+                "bytes_sent": -1,
+                "bytes_received": -1,
+                "bytes_self": -1,
+                "in_splits": [],
+                "out_splits": [],
+            }
+    return b
+
+
+@pytest.mark.parametrize(
+    ("where", "role"),
+    [("attention", "cp_collective"), ("experts", "ep_dispatch"), ("stage", "pp_p2p")],
+)
+def test_exchanges_without_metadata_are_told_by_what_lies_between_them(
+    where: str, role: str
+) -> None:
+    found = set(roles_of(exchanged(6, where=where)))
+    assert role in found
+    assert not found & ({"cp_collective", "pp_p2p", "collective_other"} - {role})
+
+
+def test_the_routers_small_reductions_are_no_gradient_norm() -> None:
+    b = TraceBuilder()
+    for at in (0, 20):
+        b.range(at, at + 10, "layers.0.router")
+        b.collective(
+            at + 2, at + 5, CollectiveKind.ALL_REDUCE, "c", name=ALL_REDUCE, sent=256, launch=at + 1
+        )
+    b.collective(50, 55, CollectiveKind.ALL_REDUCE, "d", name=ALL_REDUCE, sent=4, launch=45)
+    assert roles_of(b) == ["collective_other", "collective_other", "dp_norm"]
+
+
+def test_sizes_tell_a_dispatch_from_a_combine_where_layers_interleave() -> None:
+    b = TraceBuilder()
+    b.kernel(0, 200, GEMM, launch=0, stream=3)  # compute beside all of it
+    routed = (90, 120, 80)
+    pairs = [pair for back in routed for pair in ((100, back), (back, 100))]
+    for at, (sent, received) in zip(range(0, 120, 20), pairs, strict=True):
+        b.collective(
+            at,
+            at + 10,
+            A2A,
+            "1",
+            "EXPERT_MODEL_PARALLEL_GROUP",
+            sent=sent << 20,
+            received=received << 20,
+            launch=at,
+        )
+    assert [one for one in roles_of(b) if one.startswith("ep")] == [
+        *("ep_dispatch", "ep_combine") * 3
+    ]
+
+
+def test_beside_complete_grouped_gemms_the_other_gemms_are_dense() -> None:
+    def built(backward: int) -> list[str]:
+        b = TraceBuilder()
+        b.range(0, 1, "iteration 1")
+        b.kernel(2, 5, GROUPED, launch=2)
+        b.kernel(5, 8, GEMM, launch=3)
+        for number in range(backward):
+            b.kernel(10 + number, 11 + number, GROUPED, launch=9, tid=2)
+        return [one for one in roles_of(b) if one != "expert_gemm"]
+
+    assert built(2) == ["dense_gemm"]
+    assert built(1) == ["gemm_unattributed"]  # the experts' weight gradients may be plain GEMMs

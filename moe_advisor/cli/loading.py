@@ -1,0 +1,55 @@
+"""What the verbs that take a trace or a result share: the options and the reading."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from moe_advisor.analysis import Options
+    from moe_advisor.result import Result
+
+
+def analysis_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--config, --log, --set, --rules, --steps and --nsys, as for analyze."""
+    for option in reversed(
+        (
+            click.option("--config", metavar="FILE", help="Run configuration, as for analyze."),
+            click.option("--log", metavar="FILE", help="Training log, as for analyze."),
+            click.option(
+                "--set", "values", multiple=True, metavar="KEY=VALUE", help="One config value."
+            ),
+            click.option(
+                "--rules", multiple=True, metavar="DIR", help="Rules of your own, as for analyze."
+            ),
+            click.option("--steps", metavar="A:B", help="Only these steps, counted from 0."),
+            click.option("--step-pattern", metavar="REGEX", help="Name of the step ranges."),
+            click.option("--nsys", metavar="PROGRAM", envvar="NSYS", help="nsys, for .nsys-rep."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def options_of(given: dict[str, Any]) -> "Options":
+    """The analysis options among the parameters of a verb that has `analysis_options`."""
+    from moe_advisor.analysis import Options
+
+    return Options(
+        steps=given["steps"],
+        step_pattern=given["step_pattern"],
+        nsys=given["nsys"],
+        rules=given["rules"],
+        config=given["config"],
+        log=given["log"],
+        values=given["values"],
+    )
+
+
+def load(paths: Sequence[str], options: "Options") -> "Result":
+    """The result that the paths mean: an earlier one, or that of analysing the traces."""
+    from moe_advisor import analysis
+    from moe_advisor.ingest import sources
+
+    inputs = sources.find_inputs(paths)
+    return analysis.earlier_result(inputs) or analysis.analyze(paths, options)

@@ -1,0 +1,1 @@
+"""Results over time in one SQLite file, safe for several jobs that write at once."""

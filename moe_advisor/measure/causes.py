@@ -1,0 +1,384 @@
+"""Why the device was idle: every nanosecond of idle time in exactly one named cause.
+
+`divide_idle` splits idle time by what design.md defines (synchronising call, allocator, data,
+launching, dependency); here each of those is divided further by the evidence that the trace holds.
+"""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from moe_advisor.intervals import EMPTY, Intervals, merge, union
+from moe_advisor.measure.host import Idle, issue_times, next_issue_ns
+from moe_advisor.measure.steps import StepWindows
+from moe_advisor.model import NONE, ActivityKind, CopyKind, RangeKind, RankTrace
+from moe_advisor.roles.assign import RoleTable
+from moe_advisor.roles.roles import COMMUNICATION, Role
+from moe_advisor.roles.taxonomy import Taxonomy
+
+PROFILER_PREFIX = "profiler: "
+"""Ingest puts this before the name of every overhead range of the profiler itself."""
+
+LOADING = ("Module Loading", "Function Loading", "Driver Compiler")
+"""Overhead ranges of these names are the program's own lazy loading, not the profiler's work."""
+
+QUIET_NS = 5_000_000
+"""A pause of 5 ms without any call or operator holds hundreds of launches: nothing of the step's
+work was being issued."""
+
+RECURRING_STEPS = 0.6
+"""A pause that comes in more than this share of the steps belongs to the loop; only then is the
+garbage collector suspected. The trace can't prove it."""
+
+NAMED_CALLS = 4_000
+"""The ranges around at most so many calls are looked up, those with the most idle time first."""
+
+DETAIL_ROWS = 8
+"""At most so many rows name what a cause consists of; the rest is summed as other."""
+
+GROUP_OF = {
+    "dispatcher_split_sync": "sync",
+    "blocking_copy": "sync",
+    "sync": "sync",
+    "alloc": "alloc",
+    "data": "data",
+    "module_load": "launch",
+    "profiler": "launch",
+    "dispatcher_count_wait": "launch",
+    "cuda_call": "launch",
+    "gc_suspected": "launch",
+    "python": "launch",
+    "host_unknown": "launch",
+    "dependency_graph": "dependency",
+    "dependency_copy": "dependency",
+    "dependency_peer": "dependency",
+    "dependency_stream": "dependency",
+    "dependency_queue": "dependency",
+    "dependency_unknown": "dependency",
+}
+"""Cause -> the part of design.md's division that it belongs to, in order of precedence."""
+
+STEP_NAME = re.compile(r"(ProfilerStep|iteration|step)[#_ ]?\d+", re.IGNORECASE)
+"""A range around a whole step says nothing about what a call was for."""
+
+Detail = dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Causes:
+    """Disjoint sets whose union is the idle time, and the names behind them."""
+
+    sets: dict[str, Intervals]
+    detail: dict[str, Detail]
+    """Cause -> name of the call or range -> (number, ns of idle time under it)."""
+
+
+def find_causes(
+    rank: RankTrace, roles: RoleTable, idle: Idle, windows: StepWindows, taxonomy: Taxonomy
+) -> Causes:
+    """Divides the idle time of a rank; the sets of a group add up to that group exactly."""
+    calls = _Calls.of(rank, taxonomy)
+    sets: dict[str, Intervals] = {}
+    split, copies = _split_syncs(rank, roles, calls), calls.span(calls.blocking)
+    rest = idle.by_cause["sync"]
+    for cause, held in (("dispatcher_split_sync", calls.span(split)), ("blocking_copy", copies)):
+        sets[cause], rest = rest & held, rest - held
+    sets["sync"] = rest
+    sets["alloc"], sets["data"] = idle.by_cause["alloc"], idle.by_cause["data"]
+    sets |= _launching(rank, roles, idle.by_cause["launch"], windows, calls)
+    sets |= _dependencies(rank, roles, idle.dependency)
+    detail = _named_calls(rank, sets, calls, split)
+    return Causes({cause: sets[cause] for cause in GROUP_OF}, detail)
+
+
+@dataclass(frozen=True)
+class _Calls:
+    """The CUDA calls of the process as arrays; masks say what each call is."""
+
+    start: NDArray[np.int64]
+    end: NDArray[np.int64]
+    tid: NDArray[np.int64]
+    name: NDArray[np.uint32]
+    sync: NDArray[np.bool_]
+    blocking: NDArray[np.bool_]
+    alloc: NDArray[np.bool_]
+    module: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, rank: RankTrace, taxonomy: Taxonomy) -> "_Calls":
+        table = rank.calls
+        name = table["name"].to_numpy()
+        kinds = {one: taxonomy.call_kind(rank.names[one]) for one in np.unique(name).tolist()}
+
+        def of_kind(wanted: str) -> NDArray[np.bool_]:
+            return np.isin(name, [one for one, kind in kinds.items() if kind == wanted])
+
+        blocking = of_kind("blocking_copy")
+        work = rank.activities
+        pageable = (
+            (work["kind"].to_numpy() == ActivityKind.MEMCPY)
+            & work["pageable"].to_numpy()
+            & (work["copy_kind"].to_numpy() == CopyKind.DEVICE_TO_HOST)
+        )
+        launched = work["call"].to_numpy()[pageable]
+        blocking[launched[launched >= 0]] = True
+        return cls(
+            table["start_ns"].to_numpy(),
+            table["end_ns"].to_numpy(),
+            table["tid"].to_numpy(),
+            name,
+            of_kind("sync"),
+            blocking,
+            of_kind("alloc"),
+            of_kind("module_load"),
+        )
+
+    def span(self, rows: NDArray[np.bool_]) -> Intervals:
+        return union(self.start[rows], self.end[rows])
+
+
+def _split_syncs(rank: RankTrace, roles: RoleTable, calls: _Calls) -> NDArray[np.bool_]:
+    """Which waits fetch the split sizes of a dropless dispatcher.
+
+    On one thread: a device-to-host copy was launched since the wait before it (or the wait is the
+    copy), and the next EP all-to-all is launched before the next GEMM, attention kernel or wait
+    for another copy.
+    """
+    found = np.zeros(len(calls.start), np.bool_)
+    if not len(found):
+        return found
+    work = rank.activities
+    call = work["call"].to_numpy()
+    known = call >= 0
+
+    def launches(rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        mask = np.zeros(len(found), np.bool_)
+        mask[call[rows & known]] = True
+        return mask
+
+    copies = launches(
+        (work["kind"].to_numpy() == ActivityKind.MEMCPY)
+        & (work["copy_kind"].to_numpy() == CopyKind.DEVICE_TO_HOST)
+    )
+    payload = launches(roles.mask(Role.EP_DISPATCH, Role.EP_COMBINE))
+    other = launches(
+        roles.has_nature("gemm")
+        | roles.has_nature("attention")
+        | roles.mask(Role.EXPERT_GEMM, Role.DENSE_GEMM, Role.ATTENTION)
+    )
+    waits = calls.sync | calls.blocking
+    for tid in np.unique(calls.tid[payload]).tolist():
+        rows = np.flatnonzero(calls.tid == tid)
+        number = np.arange(len(rows))
+        end = len(rows)
+
+        def following(mask: NDArray[np.bool_], end: int = end) -> NDArray[np.int64]:
+            """Per call, the place of the next call of this kind after it."""
+            at = np.where(mask, np.arange(end), end)
+            after = np.minimum.accumulate(at[::-1])[::-1]
+            return np.append(after[1:], end)
+
+        def preceding(mask: NDArray[np.bool_], end: int = end) -> NDArray[np.int64]:
+            """Per call, the place of the last call of this kind before it."""
+            at = np.where(mask, np.arange(end), -1)
+            return np.concatenate([[-1], np.maximum.accumulate(at)[:-1]])
+
+        copied = preceding(copies[rows]) > preceding(waits[rows] & ~copies[rows])
+        copied |= copies[rows]
+        soon = following(payload[rows]) < following(other[rows])
+        found[rows] = waits[rows] & copied & soon & (number < end)
+    return found
+
+
+def _launching(
+    rank: RankTrace, roles: RoleTable, gaps: Intervals, windows: StepWindows, calls: _Calls
+) -> dict[str, Intervals]:
+    """What the host did while it was on its way to the next launch."""
+    ranges = rank.ranges
+    name, kind = ranges["name"].to_numpy(), ranges["kind"].to_numpy()
+    start, end = ranges["start_ns"].to_numpy(), ranges["end_ns"].to_numpy()
+    overhead = [n for n, text in enumerate(rank.names) if text.startswith(PROFILER_PREFIX)]
+    loading = [n for n in overhead if any(part in rank.names[n] for part in LOADING)]
+    is_overhead, is_loading = np.isin(name, overhead), np.isin(name, loading)
+    steps = np.isin(start, windows.host_start) | np.isin(end, windows.host_end)
+    visible = np.isin(kind, (RangeKind.OPERATOR, RangeKind.PYTHON, RangeKind.ANNOTATION))
+    visible &= ~is_overhead & ~steps
+    operators = np.isin(kind, (RangeKind.OPERATOR, RangeKind.PYTHON)) & ~is_overhead
+    called = union(calls.start, calls.end)
+    sets: dict[str, Intervals] = {}
+    rest = gaps
+
+    def claim(cause: str, held: Intervals) -> None:
+        nonlocal rest
+        sets[cause], rest = rest & held, rest - held
+
+    claim("module_load", union(start[is_loading], end[is_loading]) | calls.span(calls.module))
+    claim("profiler", union(start[is_overhead & ~is_loading], end[is_overhead & ~is_loading]))
+    claim("dispatcher_count_wait", _count_waits(rank, roles, calls))
+    claim("cuda_call", called)
+    active = merge([called, union(start[operators], end[operators])])
+    claim("gc_suspected", _recurring_pauses(rest, active, windows))
+    claim("python", union(start[visible], end[visible]))
+    sets["host_unknown"] = rest
+    return sets
+
+
+def _count_waits(rank: RankTrace, roles: RoleTable, calls: _Calls) -> Intervals:
+    """From the launch of a dispatch library's notify kernel to the thread's next CUDA call.
+
+    Only where that call comes after the kernel's end: the thread polled the counters that the
+    kernel writes.
+    """
+    call = rank.activities["call"].to_numpy()
+    rows = np.flatnonzero(roles.mask(Role.EP_NOTIFY) & roles.has_nature("ep_notify") & (call >= 0))
+    if not len(rows):
+        return EMPTY
+    ended = rank.activities["end_ns"].to_numpy()[rows]
+    order = np.lexsort((calls.start, calls.tid))
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    at = place[call[rows]]
+    has_next = at + 1 < len(order)
+    after = order[np.minimum(at + 1, len(order) - 1)]
+    has_next &= calls.tid[after] == calls.tid[call[rows]]
+    polled = has_next & (calls.start[after] >= ended)
+    return union(calls.end[call[rows]][polled], calls.start[after][polled])
+
+
+def _recurring_pauses(gaps: Intervals, active: Intervals, windows: StepWindows) -> Intervals:
+    """Long stretches of the gaps without any call or operator, if most steps hold one."""
+    quiet = gaps - active
+    long = quiet.ends - quiet.starts >= QUIET_NS
+    if not long.any():
+        return EMPTY
+    starts = quiet.starts[long]
+    step = np.searchsorted(windows.start, starts, side="right") - 1
+    if len(np.unique(step[step >= 0])) < max(RECURRING_STEPS * len(windows), 2):
+        return EMPTY
+    return union(starts, quiet.ends[long])
+
+
+def _dependencies(rank: RankTrace, roles: RoleTable, idle: Intervals) -> dict[str, Intervals]:
+    """What the next activity, issued in time, stood behind: the activity that ended last."""
+    names = [cause for cause, group in GROUP_OF.items() if group == "dependency"]
+    sets = dict.fromkeys(names, EMPTY)
+    table = rank.activities
+    if not len(idle) or not len(table):
+        sets["dependency_unknown"] = idle
+        return sets
+    start, end = table["start_ns"].to_numpy(), table["end_ns"].to_numpy()
+    stream, call = table["stream"].to_numpy(), table["call"].to_numpy()
+    graph = table["in_graph"].to_numpy()
+    by_end = np.argsort(end, kind="stable")
+    after = np.minimum(np.searchsorted(start, idle.ends), len(start) - 1)
+    before = by_end[np.maximum(np.searchsorted(end[by_end], idle.starts, side="right") - 1, 0)]
+    issued = next_issue_ns(start, issue_times(rank), start[after])
+    inside_graph = graph[after] & graph[before] & (call[after] == call[before])
+    same = stream[after] == stream[before]
+    copied = np.isin(roles.roles[before], (Role.MEMCPY, Role.MEMSET))
+    spoke = np.isin(roles.roles[before], COMMUNICATION)
+    unknown = (issued == NONE) & ~inside_graph
+    # Window edges cut a gap: then its neighbours are not the activities that bound it.
+    unknown |= (start[after] < idle.ends) | (end[before] > idle.starts)
+    choice = np.select(
+        [unknown, inside_graph, ~same & copied, ~same & spoke, ~same],
+        ["unknown", "graph", "copy", "peer", "stream"],
+        "queue",
+    )
+    for kind in ("graph", "copy", "peer", "stream", "queue", "unknown"):
+        rows = choice == kind
+        sets[f"dependency_{kind}"] = union(idle.starts[rows], idle.ends[rows])
+    return sets
+
+
+# ---------------------------------------------------------------------------------------- names
+
+
+def _named_calls(
+    rank: RankTrace, sets: dict[str, Intervals], calls: _Calls, split: NDArray[np.bool_]
+) -> dict[str, Detail]:
+    """The calls behind a cause: API name with the innermost range of the thread around it."""
+    chosen = {
+        "dispatcher_split_sync": split,
+        "blocking_copy": calls.blocking & ~split,
+        "sync": calls.sync & ~split & ~calls.blocking,
+        "alloc": calls.alloc,
+        "module_load": calls.module,
+        "cuda_call": ~calls.module,
+    }
+    within = _Around(rank)
+    detail: dict[str, Detail] = {}
+    for cause, mask in chosen.items():
+        gaps = sets[cause]
+        rows = np.flatnonzero(mask)
+        if not len(gaps) or not len(rows):
+            continue
+        under = gaps.within(calls.start[rows], calls.end[rows])
+        rows, under = rows[under > 0], under[under > 0]
+        order = np.argsort(-under, kind="stable")
+        found: Detail = {}
+        for place, at in enumerate(order.tolist()):
+            row = int(rows[at])
+            text = rank.names[int(calls.name[row])]
+            if place < NAMED_CALLS and cause != "cuda_call":
+                path = within.path(int(calls.tid[row]), int(calls.start[row]))
+                text = f"{text} in {path}" if path else text
+            number, ns = found.get(text, (0, 0))
+            found[text] = (number + 1, ns + int(under[at]))
+        detail[cause] = _largest(found)
+    return detail
+
+
+class _Around:
+    """Finds the innermost annotation and operator of a thread around a time."""
+
+    REACH = (64, 4_096, 1 << 62)  # siblings to look back over, few first: most paths end early
+
+    def __init__(self, rank: RankTrace) -> None:
+        self._rank = rank
+        self._threads: dict[int, tuple[NDArray, ...]] = {}  # type: ignore[type-arg]
+
+    def path(self, tid: int, time: int) -> str:
+        """`annotation > operator`, either alone, or nothing."""
+        start, end, name, kind = self._thread(tid)
+        last = int(np.searchsorted(start, time, side="right"))
+        annotation = operator = ""
+        for reach in self.REACH:
+            low = max(last - reach, 0)
+            open_ = low + np.flatnonzero(end[low:last] > time)
+            for row in open_[::-1].tolist():
+                text = self._rank.names[int(name[row])].split(", seq = ")[0]
+                if kind[row] == RangeKind.OPERATOR and not operator:
+                    operator = text
+                elif (
+                    kind[row] == RangeKind.ANNOTATION
+                    and not annotation
+                    and not STEP_NAME.fullmatch(text)
+                ):
+                    annotation = text
+            if annotation or low == 0:
+                break
+        return " > ".join(part for part in (annotation, operator) if part)
+
+    def _thread(self, tid: int) -> "tuple[NDArray, ...]":  # type: ignore[type-arg]
+        if tid not in self._threads:
+            part = self._rank.ranges.filter(
+                (pl.col("tid") == tid)
+                & pl.col("kind").is_in([int(RangeKind.OPERATOR), int(RangeKind.ANNOTATION)])
+            )
+            self._threads[tid] = tuple(
+                part[column].to_numpy() for column in ("start_ns", "end_ns", "name", "kind")
+            )
+        return self._threads[tid]
+
+
+def _largest(found: Detail) -> Detail:
+    ordered = sorted(found.items(), key=lambda item: (-item[1][1], item[0]))
+    kept = dict(ordered[:DETAIL_ROWS])
+    if len(ordered) > DETAIL_ROWS:
+        rest = [value for _, value in ordered[DETAIL_ROWS:]]
+        kept["other"] = (sum(count for count, _ in rest), sum(ns for _, ns in rest))
+    return kept

@@ -1,0 +1,207 @@
+"""What a capture's own evidence says about its completeness, and which GPU is slow."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+from numpy.typing import NDArray
+
+from moe_advisor.intervals import Intervals
+from moe_advisor.measure.partial import RankPartial
+from moe_advisor.measure.steps import StepWindows
+from moe_advisor.model import ActivityKind, CaptureIssue, RankTrace, Severity
+from moe_advisor.roles.assign import RoleTable
+from moe_advisor.roles.roles import Role
+from moe_advisor.roles.taxonomy import Taxonomy
+
+LOST_SHARE = 0.05
+"""More launches without a kernel, or kernels without a launch, than this are lost records: healthy
+captures have none inside their steps."""
+
+COMPARED_KERNELS = 40
+"""The kernels with the most time are compared between ranks; they are most of any step."""
+
+MIN_MEDIAN_NS = 20_000
+"""Kernels shorter than 20 µs are as long as clocks, caches and their neighbours make them."""
+
+MIN_RUNS = 5
+"""A median of fewer runs than this is no speed."""
+
+SLOW_GPU = 1.03
+"""Peers of one kind run the same kernel within 1 to 2 % of each other in our captures."""
+
+RECAPTURE = (
+    "capture again with fewer steps, flushed before exit: nsys profile --trace=cuda,nvtx "
+    "--capture-range=cudaProfilerApi --capture-range-end=stop, or torch.profiler with "
+    "schedule(wait=1, warmup=1, active=3)"
+)
+
+_FIXED_WORK = (Role.DENSE_GEMM, Role.ATTENTION)
+"""Roles whose work does not depend on how many tokens the router sent."""
+
+
+def rank_issues(
+    rank: RankTrace, windows: StepWindows, step: NDArray[np.int64], taxonomy: Taxonomy
+) -> list[CaptureIssue]:
+    """Lost records inside the steps of one rank."""
+    found: list[CaptureIssue] = []
+    call = rank.activities["call"].to_numpy()
+    inside = (rank.activities["kind"].to_numpy() == ActivityKind.KERNEL) & (step >= 0)
+    orphans = int((inside & (call < 0)).sum())
+    if orphans > LOST_SHARE * max(int(inside.sum()), 1):
+        found.append(
+            CaptureIssue(
+                "kernels-without-launch",
+                Severity.WARNING,
+                f"{orphans} of {int(inside.sum())} kernels have no launch call, so host gaps may "
+                f"read as dependency idle: {RECAPTURE}",
+                orphans,
+                rank.rank,
+            )
+        )
+    launches = _kernel_launches(rank, windows, taxonomy)
+    owned = np.zeros(len(launches), np.bool_)
+    owned[call[call >= 0]] = True
+    lost = int((launches & ~owned).sum())
+    if lost > LOST_SHARE * max(int(launches.sum()), 1):
+        found.append(
+            CaptureIssue(
+                "launches-without-kernel",
+                Severity.ERROR,
+                f"{lost} of {int(launches.sum())} kernel launches inside the steps left no kernel "
+                f"in the trace: busy time is too low and idle too high; {RECAPTURE}",
+                lost,
+                rank.rank,
+            )
+        )
+    return found
+
+
+def _kernel_launches(
+    rank: RankTrace, windows: StepWindows, taxonomy: Taxonomy
+) -> NDArray[np.bool_]:
+    """The kernel launches among the calls inside the steps; graph launches are not among them."""
+    name, start = rank.calls["name"].to_numpy(), rank.calls["start_ns"].to_numpy()
+    kernel = [
+        one
+        for one in np.unique(name).tolist()
+        if taxonomy.call_kind(rank.names[one]) == "launch" and "LaunchKernel" in rank.names[one]
+    ]
+    at = np.searchsorted(windows.host_start, start, side="right") - 1
+    if not len(windows):
+        return np.zeros(len(name), np.bool_)
+    inside = (at >= 0) & (start < windows.host_end[np.maximum(at, 0)])
+    return np.isin(name, kernel) & inside
+
+
+def kernel_speeds(
+    rank: RankTrace, roles: RoleTable, step: NDArray[np.int64], comm: Intervals
+) -> dict[str, tuple[float, int]]:
+    """Kernel, grid and number of undisturbed runs -> (their median ns, ns in all).
+
+    The number is part of the key: one name and grid can serve several shapes, and where overlap
+    disturbs different ones on two ranks, their medians are of different work.
+    """
+    rows = np.flatnonzero(roles.mask(*_FIXED_WORK) & (step >= 0))
+    if not len(rows):
+        return {}
+    table = rank.activities[rows].select("name", "blocks", ns=pl.col("end_ns") - pl.col("start_ns"))
+    beside = comm.within(
+        rank.activities["start_ns"].to_numpy()[rows], rank.activities["end_ns"].to_numpy()[rows]
+    )
+    best = (
+        table.filter(pl.Series(beside == 0))
+        .group_by("name", "blocks")
+        .agg(pl.col("ns").median().alias("median"), pl.col("ns").sum().alias("all"), pl.len())
+        .filter((pl.col("len") >= MIN_RUNS) & (pl.col("median") >= MIN_MEDIAN_NS))
+        .sort("all", "name", "blocks", descending=[True, False, False])
+        .head(COMPARED_KERNELS)
+    )
+    return {
+        f"{rank.names[name]}|{blocks}|{runs}": (float(median), int(total))
+        for name, blocks, median, total, runs in best.iter_rows()
+    }
+
+
+def gpu_slowness(partials: Sequence[RankPartial]) -> dict[int, float]:
+    """Rank -> time-weighted duration of its kernels over its peers' median; empty for one rank.
+
+    Pipeline stages hold different layers, and kernels of one name and grid may differ in depth:
+    only ranks of one stage are peers.
+    """
+    speeds = {one.rank: one.facts.get("kernel_speeds", {}) for one in partials}
+    stage = {one.rank: _stage(one) for one in partials}
+    found: dict[int, float] = {}
+    for rank, mine in speeds.items():
+        above = below = 0.0
+        for kernel, (median, total) in mine.items():
+            others = [
+                one[kernel][0]
+                for peer, one in speeds.items()
+                if peer != rank and stage[peer] == stage[rank] and kernel in one
+            ]
+            if others:
+                above += total
+                below += total * float(np.median(others)) / median
+        if below:
+            found[rank] = above / below
+    return found
+
+
+def _stage(one: RankPartial) -> int:
+    """The rank's pipeline stage; where a pipeline hides it, a number that no other rank has."""
+    if Role.PP_P2P.label not in one.roles:
+        return 0
+    place = one.facts.get("stage")
+    return int(place[1]) if place else -1 - one.rank
+
+
+def run_issues(partials: Sequence[RankPartial], profiler: str) -> list[CaptureIssue]:
+    """Ranks that are shorter than their peers, and captures that slow the host down.
+
+    The torch profiler always records operators; in nsys they are NVTX ranges of emit_nvtx.
+    """
+    most = max((len(one.step_names) for one in partials), default=0)
+    found = [
+        CaptureIssue(
+            "rank-shorter",
+            Severity.WARNING,
+            f"rank {one.rank} has {len(one.step_names)} whole steps, its peers up to {most}: it "
+            f"was cut off, and only common steps are compared; {RECAPTURE}",
+            most - len(one.step_names),
+            one.rank,
+        )
+        for one in partials
+        if len(one.step_names) < most
+    ]
+    if profiler == "nsys" and any(one.facts.get("operators") for one in partials):
+        found.append(
+            CaptureIssue(
+                "operator-ranges",
+                Severity.WARNING,
+                "every operator pushed an NVTX range (emit_nvtx), which slows the host: host gaps "
+                "are too large; capture again without emit_nvtx, with ranges for modules only",
+            )
+        )
+    return found
+
+
+def memory_levels(rank: RankTrace, windows: StepWindows) -> dict[str, Any]:
+    """Growth from the first step's end to the last's and reserved minus allocated at the peak."""
+    table = rank.memory
+    if len(table) < 2 or not len(windows):
+        return {}
+    time = table["time_ns"].to_numpy()
+    allocated, reserved = table["allocated_bytes"].to_numpy(), table["reserved_bytes"].to_numpy()
+    found: dict[str, Any] = {}
+    level = allocated if (allocated > 0).any() else reserved
+    if len(windows) > 1:
+        ends = np.searchsorted(time, [windows.end[0], windows.end[-1]], side="right") - 1
+        if ends[0] >= 0 and (level[ends] >= 0).all():
+            found["growth_bytes"] = int(level[ends[1]] - level[ends[0]])
+    if (allocated > 0).any() and (reserved > 0).any():
+        peak = int(np.argmax(allocated))
+        if reserved[peak] >= 0:
+            found["fragmented_bytes"] = int(reserved[peak] - allocated[peak])
+    return found

@@ -1,0 +1,102 @@
+"""Layer by layer: dispatch, experts, combine, attention and gaps, forward and backward.
+
+The attention kernels mark the layers: each layer runs one forward and one backward. A layer's
+forward time reaches from its attention to the next layer's; its backward time from the attention
+backward of the layer after it to its own. What is launched before the first or after the last mark
+(embedding, loss head, optimizer) belongs to no layer.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moe_advisor.intervals import Intervals
+from moe_advisor.model import RankTrace
+from moe_advisor.roles.assign import RoleTable
+from moe_advisor.roles.roles import Role
+
+PHASES = ("attention", "dispatch", "expert_gemm", "combine", "gap")
+
+MAX_LAYERS = 200
+"""More marks in one pass than any published model has layers: they mark something else."""
+
+Layers = dict[tuple[int, str], tuple[int, int]]
+"""(layer, phase) -> (forward ns, backward ns) over all steps."""
+
+
+def find_layers(
+    rank: RankTrace,
+    roles: RoleTable,
+    step: NDArray[np.int64],
+    *,
+    steps: int,
+    passes: float | None,
+    recompute: NDArray[np.bool_],
+    phases: Mapping[str, Intervals],
+) -> Layers:
+    """The layers of every pass; empty where passes or marks do not divide evenly.
+
+    `passes` are backward passes per step, `phases` the sets (ns) of PHASES.
+    """
+    if not passes or not steps:
+        return {}
+    start, end = rank.activities["start_ns"].to_numpy(), rank.activities["end_ns"].to_numpy()
+    call = rank.activities["call"].to_numpy()
+    under = roles.contexts.backward
+    backward = np.where(call >= 0, under[np.maximum(call, 0)], False)
+    marks = (roles.has_nature("attention") | roles.has_nature("softmax")) & (step >= 0)
+    marks &= roles.mask(Role.ATTENTION) & ~recompute
+    forward_rows = _most_time(rank, marks & ~backward)
+    backward_rows = _most_time(rank, marks & backward)
+    count, per_pass = len(forward_rows), round(passes * steps)
+    if not count or count != len(backward_rows) or count % per_pass:
+        return {}
+    layers = count // per_pass
+    if layers > MAX_LAYERS:
+        return {}
+    opens_backward = np.sort(start[backward & (step >= 0)])
+    first, last = start[forward_rows], end[backward_rows]
+    number = np.arange(count)
+    # Forward: until the next mark, whichever direction, or the first backward work.
+    ends = np.minimum(_next(first, first), _next(opens_backward, first))
+    # Backward: since the mark before, or the first backward work after the last forward mark.
+    before = np.concatenate([[np.iinfo(np.int64).min], last[:-1]])
+    turned = _last(first, last)
+    begins = np.maximum(before, _next(opens_backward, turned))
+    found: Layers = {}
+    for phase in PHASES:
+        ahead = phases[phase].within(first, np.maximum(ends, first))
+        back = phases[phase].within(np.minimum(begins, last), last)
+        forward_ns = np.bincount(number % layers, weights=ahead, minlength=layers)
+        backward_ns = np.bincount(layers - 1 - number % layers, weights=back, minlength=layers)
+        for layer in range(layers):
+            found[layer, phase] = (int(forward_ns[layer]), int(backward_ns[layer]))
+    return found
+
+
+def _most_time(rank: RankTrace, rows: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Of these rows, those of the kernel name that takes the most time, in time order."""
+    at = np.flatnonzero(rows)
+    if not len(at):
+        return at
+    table = rank.activities
+    names = table["name"].to_numpy()[at]
+    length = (table["end_ns"].to_numpy() - table["start_ns"].to_numpy())[at]
+    values, place = np.unique(names, return_inverse=True)
+    chosen = values[int(np.argmax(np.bincount(place, weights=length)))]
+    return np.asarray(at[names == chosen], np.int64)
+
+
+def _next(times: NDArray[np.int64], after: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Per entry of `after`, the first of the sorted `times` beyond it; far away if none."""
+    place = np.searchsorted(times, after, side="right")
+    far = np.append(times, np.iinfo(np.int64).max)
+    return np.asarray(far[place], np.int64)
+
+
+def _last(times: NDArray[np.int64], before: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Per entry of `before`, the last of the sorted `times` ahead of it; far back if none."""
+    place = np.searchsorted(times, before)
+    far = np.concatenate([[np.iinfo(np.int64).min], times])
+    return np.asarray(far[place], np.int64)

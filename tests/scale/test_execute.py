@@ -1,0 +1,63 @@
+"""Many tasks in processes: each gives its outcome once, whatever becomes of the workers."""
+
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from moe_advisor.errors import ConfigError
+from moe_advisor.execute import TRIES, Failed, LocalProcesses, raise_if_option
+from tests.scale import work
+
+
+def outcomes(jobs, function, tasks, timeout_s=None):
+    with closing(LocalProcesses(jobs, timeout_s).run(function, tasks)) as found:
+        pairs = list(found)
+    assert len(dict(pairs)) == len(pairs)
+    return dict(pairs)
+
+
+def test_each_task_gives_its_value_and_a_bad_input_only_its_reason() -> None:
+    found = outcomes(2, work.double, [11, 12, 13, 14])
+    assert found == {0: 22, 1: 24, 2: Failed("thirteen.json: no trace"), 3: 28}
+
+
+def test_outcomes_carry_their_number_when_later_ones_end_first() -> None:
+    with closing(LocalProcesses(2).run(work.slow_start, [0, 1, 2, 3])) as found:
+        assert sorted(found) == [(0, 0), (1, 1), (2, 2), (3, 3)]
+
+
+def test_a_worker_that_dies_costs_a_retry_and_nothing_else(tmp_path: Path) -> None:
+    found = outcomes(2, work.die_once, [(str(tmp_path), number) for number in range(6)])
+    assert (tmp_path / "died").exists()
+    assert found == {number: number for number in range(6)}
+
+
+def test_a_task_that_always_kills_its_worker_is_given_up_and_named() -> None:
+    found = outcomes(1, work.always_die, [0, 1, 2])
+    assert (found[0], found[2]) == (0, 2)
+    assert found[1] == Failed(
+        f"its process died {TRIES} times (signal SIGKILL): out of memory? Try --jobs 1"
+    )
+
+
+def test_a_task_past_its_time_is_stopped() -> None:
+    began = time.monotonic()
+    found = outcomes(1, work.hang, [0, 1, 2], timeout_s=3)
+    assert time.monotonic() - began < 30
+    assert found == {0: 0, 1: Failed("took longer than 3 s"), 2: 2}
+
+
+def test_closing_early_stops_the_workers_at_once() -> None:
+    began = time.monotonic()
+    running = LocalProcesses(2).run(work.hang, [0, 1, 2])
+    assert next(running) == (0, 0)
+    running.close()
+    assert time.monotonic() - began < 30
+
+
+def test_a_bad_option_is_the_users_error_and_no_lost_rank() -> None:
+    found = outcomes(1, work.bad_option, [0])
+    with pytest.raises(ConfigError, match=r"^--steps 9: selects none$"):
+        raise_if_option(found[0])
