@@ -23,7 +23,7 @@ from moe_advisor.measure.rank import MeasuredRank, measure_rank
 from moe_advisor.measure.registry import METRICS
 from moe_advisor.measure.summary import NS_PER_MS, Summary, summarise
 from moe_advisor.measure.timeline import timeline
-from moe_advisor.model import CaptureIssue, Device, InputInfo, LoadedInput, RankTrace, Severity
+from moe_advisor.model import CaptureIssue, Device, InputInfo, LoadedInput, Severity
 from moe_advisor.privacy import display_name, safe_text
 from moe_advisor.progress import Advance, Progress
 from moe_advisor.result import (
@@ -57,9 +57,6 @@ processes costs more than they save. Only a few ranks' tables are kept then."""
 MODEL_RANKS = 8
 """Of many inputs, the tables of at most so many ranks of one expert-parallel group are read again
 for what-if estimates and the timeline: what bounds the memory."""
-
-PARALLEL_ACTIVITIES = 200_000
-"""From this many GPU activities on, the ranks of one input are measured in threads."""
 
 NAME_LIMIT = 160
 """Characters of a kernel or range name that a result keeps."""
@@ -225,17 +222,12 @@ def _load(path: Path, kind: str, options: Options) -> LoadedInput:
 
 
 def _measure_ranks(one: LoadedInput, options: Options) -> list[MeasuredRank]:
-    """The ranks of one input; large ones side by side, since numpy sorts without the lock."""
+    """The ranks of one input, one after the other: side by side they need a third more memory."""
     names = taxonomy.load(_path(options.taxonomy))
-
-    def measured(rank: RankTrace) -> MeasuredRank:
-        return measure_rank(rank, names, step_pattern=options.step_pattern, steps=options.steps)
-
-    rows = sum(len(rank.activities) for rank in one.ranks)
-    if len(one.ranks) < 2 or rows < PARALLEL_ACTIVITIES:
-        return [measured(rank) for rank in one.ranks]
-    with ThreadPoolExecutor(min(options.jobs or os.cpu_count() or 1, len(one.ranks))) as pool:
-        return list(pool.map(measured, one.ranks))
+    return [
+        measure_rank(rank, names, step_pattern=options.step_pattern, steps=options.steps)
+        for rank in one.ranks
+    ]
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,20 @@ class Intervals:
         index = np.searchsorted(self.starts, at, side="right") - 1
         return (index >= 0) & (at < self.ends[np.maximum(index, 0)])
 
+    def touches(self, starts: ArrayLike, ends: ArrayLike) -> NDArray[np.bool_]:
+        """Whether each [starts[i], ends[i]) shares an instant with the set.
+
+        A cheap filter before set arithmetic with many rows of which few matter.
+        """
+        first, last = np.asarray(starts, np.int64), np.asarray(ends, np.int64)
+        if not len(self):
+            return np.zeros(first.shape, np.bool_)
+        following = np.searchsorted(self.ends, first, side="right")
+        inside = following < len(self)
+        found = inside & (first < last)
+        found[inside] &= self.starts[following[inside]] < last[inside]
+        return found
+
     def clip(self, start: int, end: int) -> "Intervals":
         """The part of the set inside [start, end)."""
         return self & union([start], [end])

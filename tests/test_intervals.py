@@ -61,3 +61,10 @@ def test_within_agrees_with_clipping(a: list[tuple[int, int]], start: int, end: 
     if start < end:
         assert x.within([start], [end])[0] == x.clip(start, end).total
     assert np.array_equal(x.contains(range(-60, 60)), [t in instants(x) for t in range(-60, 60)])
+
+
+@given(rows, rows)
+def test_touching_is_sharing_an_instant(a: list[tuple[int, int]], b: list[tuple[int, int]]) -> None:
+    x = make(a)
+    found = x.touches([s for s, _ in b], [e for _, e in b]).tolist()
+    assert found == [bool(instants(x) & set(range(s, e))) for s, e in b]

@@ -33,7 +33,7 @@ RECURRING_STEPS = 0.6
 """A pause that comes in more than this share of the steps belongs to the loop; only then is the
 garbage collector suspected. The trace can't prove it."""
 
-NAMED_CALLS = 4_000
+NAMED_CALLS = 500
 """The ranges around at most so many calls are looked up, those with the most idle time first."""
 
 DETAIL_ROWS = 8
@@ -206,8 +206,12 @@ def _launching(
     steps = np.isin(start, windows.host_start) | np.isin(end, windows.host_end)
     visible = np.isin(kind, (RangeKind.OPERATOR, RangeKind.PYTHON, RangeKind.ANNOTATION))
     visible &= ~is_overhead & ~steps
-    operators = np.isin(kind, (RangeKind.OPERATOR, RangeKind.PYTHON)) & ~is_overhead
-    called = union(calls.start, calls.end)
+    # Most calls and operators lie where the device is busy: only those in a gap matter here.
+    near = gaps.touches(start, end)
+    visible &= near
+    operators = np.isin(kind, (RangeKind.OPERATOR, RangeKind.PYTHON)) & ~is_overhead & near
+    in_gap = gaps.touches(calls.start, calls.end)
+    called = union(calls.start[in_gap], calls.end[in_gap])
     sets: dict[str, Intervals] = {}
     rest = gaps
 
@@ -311,25 +315,35 @@ def _named_calls(
     }
     within = _Around(rank)
     detail: dict[str, Detail] = {}
+    near = np.flatnonzero(merge(sets[cause] for cause in chosen).touches(calls.start, calls.end))
     for cause, mask in chosen.items():
         gaps = sets[cause]
-        rows = np.flatnonzero(mask)
+        rows = near[mask[near]]
         if not len(gaps) or not len(rows):
             continue
         under = gaps.within(calls.start[rows], calls.end[rows])
         rows, under = rows[under > 0], under[under > 0]
         order = np.argsort(-under, kind="stable")
+        longest = order[: 0 if cause == "cuda_call" else NAMED_CALLS]
         found: Detail = {}
-        for place, at in enumerate(order.tolist()):
+        for at in longest.tolist():
             row = int(rows[at])
             text = rank.names[int(calls.name[row])]
-            if place < NAMED_CALLS and cause != "cuda_call":
-                path = within.path(int(calls.tid[row]), int(calls.start[row]))
-                text = f"{text} in {path}" if path else text
-            number, ns = found.get(text, (0, 0))
-            found[text] = (number + 1, ns + int(under[at]))
+            path = within.path(int(calls.tid[row]), int(calls.start[row]))
+            _add(found, f"{text} in {path}" if path else text, 1, int(under[at]))
+        others = order[len(longest) :]
+        names, place = np.unique(calls.name[rows[others]], return_inverse=True)
+        numbers = np.bincount(place, minlength=len(names))
+        sums = np.bincount(place, weights=under[others], minlength=len(names))
+        for name, number, ns in zip(names.tolist(), numbers.tolist(), sums.tolist(), strict=True):
+            _add(found, rank.names[name], number, int(ns))
         detail[cause] = _largest(found)
     return detail
+
+
+def _add(found: Detail, text: str, number: int, ns: int) -> None:
+    before = found.get(text, (0, 0))
+    found[text] = (before[0] + number, before[1] + ns)
 
 
 class _Around:

@@ -314,7 +314,7 @@ events_case(
 )
 events_case(
     "kernels overlap on one stream",
-    steps() + [k.kernel("long", 130, 1000, 77), k.kernel("long", 131, 1000, 78)],
+    [*steps(), k.kernel("long", 130, 1000, 77), k.kernel("long", 131, 1000, 78)],
     0,
 )
 events_case("every event ten times", steps() * 10, 0)

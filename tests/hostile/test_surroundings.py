@@ -22,7 +22,13 @@ def started(folder: Path, *more: str, **options: object) -> "subprocess.Popen[st
     path = folder / "in" / "run.sqlite"
     if not path.exists():
         two_steps().write(path)
-    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+    # Python does not notice a short write of bytecode: a limit on file sizes, or a signal, would
+    # leave damaged .pyc files in the checkout, for every later run.
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "PYTHONPATH": str(ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     environment |= options.pop("env", {})  # type: ignore[arg-type, call-overload]
     return subprocess.Popen(
         [sys.executable, "-m", "moe_advisor", "analyze", "-q", "-o", str(folder / "out"), str(path), *more],
