@@ -4,7 +4,8 @@
 #   (one variant a call). none: step times only.
 # Variants are those of ep_moe.py; mcore_NAME those of mcore_train.py (megatron-core on PYTHONPATH);
 # shm_NAME and shm_mcore_NAME run with GPU peer-to-peer off, which stands in for a slow link.
-# CUDA_GRAPH_TRACE=graph traces CUDA graphs whole; NO_EXPORT=1 leaves the export to export.sh.
+# CUDA_GRAPH_TRACE=graph traces CUDA graphs whole; NO_EXPORT=1 leaves the export to export.sh;
+# NSYS_ARGS holds more options of nsys.
 set -euo pipefail
 mode=$1 variants=$2 out=${3:-.}
 here=$(cd "$(dirname "$0")" && pwd)
@@ -25,5 +26,5 @@ graphs=${CUDA_GRAPH_TRACE:-node}
 [ "$graphs" = graph ] && name=${name}_whole
 "$nsys" profile -t cuda,nvtx -s none --cpuctxsw=none --cuda-memory-usage=true \
   --cuda-graph-trace="$graphs" --cuda-event-trace=true -c cudaProfilerApi \
-  --capture-range-end=stop --kill=none -f true -o "$out/$name" "${run[@]}" || echo "capture ended with $?"
+  --capture-range-end=stop --kill=none ${NSYS_ARGS:-} -f true -o "$out/$name" "${run[@]}" || echo "capture ended with $?"
 [ -n "${NO_EXPORT:-}" ] || "$here/export.sh" "$out/$name"

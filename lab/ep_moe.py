@@ -11,8 +11,12 @@ import gc
 import json
 import os
 import signal
+import sys
 import time
 from datetime import timedelta
+
+if "thrash" in "".join(sys.argv):  # the allocator reads this when it starts
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "max_split_size_mb:32")
 
 import torch
 import torch.distributed as dist
@@ -59,6 +63,7 @@ BASE = dict(
     active=3,
     die=False,
     vary=False,
+    fp8=False,
 )
 V = {
     "base": dict(),
@@ -72,8 +77,11 @@ V = {
     "balanced_k2": dict(balanced=True, topk=2, layers=3),
     "overlap_k2": dict(balanced=True, topk=2, layers=3, overlap=True),
     "thrash": dict(
-        memfrac=-1.0, layers=2, seq=4096, vary=True, memory=True
-    ),  # allocator frees and re-allocates every step
+        memfrac=1.25, balanced=True, layers=2, seq=4096, vary=True, memory=True
+    ),  # allocator frees and re-allocates every step: little spare memory, blocks not split
+    "roomy": dict(
+        balanced=True, layers=2, seq=4096, vary=True, memory=True
+    ),  # the same with all the memory
     "killed": dict(seq=1024, mbs=1, layers=2, die=True),  # rank 1 dies inside the capture
     "seqexp": dict(
         grouped=False, experts=128, seq=1024, mbs=1, ffn=512, layers=3, active=2
@@ -91,8 +99,11 @@ V = {
     "bigmem_full": dict(seq=8192, mbs=2, recompute="full", memory=True),
     "bigmem_sel": dict(seq=8192, mbs=2, recompute="selective", memory=True),
     "skew": dict(skew=2.0),
+    "bf16": dict(balanced=True, ffn=2048),
+    "fp8": dict(balanced=True, ffn=2048, fp8=True),  # FP8 grouped and plain GEMM, scales per row
     "gcsync": dict(seq=1024, mbs=1, sync_every=True, gc_each=True),
     "deepep": dict(dispatcher="deepep"),
+    "ncclep": dict(dispatcher="ncclep"),  # NCCL's own dispatch and combine
     "pp_mix": dict(layers=3, pp_mix=True),  # pipeline-like SendRecv beside expert all-to-all
     "dataload": dict(seq=2048, mbs=1, load_ms=40),  # waits for its data
     "offload": dict(seq=4096, mbs=1, offload=True),  # activations copied to the host and back
@@ -150,24 +161,76 @@ class A2A(torch.autograd.Function):
         return out, None, None
 
 
+FP8_MAX = 448.0  # of e4m3
+
+
+def rows_to_fp8(x):
+    """FP8 values and the scale of each row (last dimension)."""
+    scale = x.abs().amax(-1, keepdim=True).float().clamp(min=1e-12) / FP8_MAX
+    return (x.float() / scale).to(torch.float8_e4m3fn), scale.squeeze(-1)
+
+
+class FP8Linear(torch.autograd.Function):
+    """y = x @ w.T, forward and input gradient in FP8, weight gradient in bf16."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        (a, sa), (b, sb) = rows_to_fp8(x), rows_to_fp8(w)
+        return torch._scaled_mm(a, b.t(), sa[:, None], sb[None], out_dtype=x.dtype)
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        (a, sa), (b, sb) = rows_to_fp8(g.contiguous()), rows_to_fp8(w.t().contiguous())
+        return torch._scaled_mm(a, b.t(), sa[:, None], sb[None], out_dtype=x.dtype), g.t() @ x
+
+
+class FP8Grouped(torch.autograd.Function):
+    """Grouped x @ w, with the rows of each group a multiple of 16; gradients as in FP8Linear."""
+
+    @staticmethod
+    def forward(ctx, x, w, offs):
+        ctx.save_for_backward(x, w, offs)
+        (a, sa), (b, sb) = rows_to_fp8(x), rows_to_fp8(w.transpose(1, 2).contiguous())
+        return torch._scaled_grouped_mm(
+            a, b.transpose(1, 2), sa, sb, offs=offs, out_dtype=x.dtype, use_fast_accum=True
+        )
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w, offs = ctx.saved_tensors
+        g = g.contiguous()
+        (a, sa), (b, sb) = rows_to_fp8(g), rows_to_fp8(w)
+        dx = torch._scaled_grouped_mm(
+            a, b.transpose(1, 2), sa, sb, offs=offs, out_dtype=x.dtype, use_fast_accum=True
+        )
+        return dx, torch._grouped_mm(x.t(), g, offs=offs), None
+
+
 comm_stream = torch.cuda.Stream() if cuda else None
-_deepep = None
+_deepep = _ncclep = None
 
 
 class Attn(nn.Module):
     def __init__(s, c):
         super().__init__()
         h = c["hidden"]
-        s.h = c["heads"]
+        s.h, s.fp8 = c["heads"], c["fp8"]
         s.norm = nn.RMSNorm(h, dtype=dt, device=dev)
         s.qkv = nn.Linear(h, 3 * h, bias=False, dtype=dt, device=dev)
         s.o = nn.Linear(h, h, bias=False, dtype=dt, device=dev)
 
     def forward(s, x):
         b, t, h = x.shape
-        q, k, v = s.qkv(s.norm(x)).view(b, t, 3, s.h, h // s.h).permute(2, 0, 3, 1, 4)
+        q, k, v = s.lin(s.qkv, s.norm(x)).view(b, t, 3, s.h, h // s.h).permute(2, 0, 3, 1, 4)
         o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return x + s.o(o.transpose(1, 2).reshape(b, t, h))
+        return x + s.lin(s.o, o.transpose(1, 2).reshape(b, t, h))
+
+    def lin(s, m, x):
+        if not s.fp8:
+            return m(x)
+        return FP8Linear.apply(x.reshape(-1, x.shape[-1]), m.weight).view(*x.shape[:-1], -1)
 
 
 class MoE(nn.Module):
@@ -202,6 +265,9 @@ class MoE(nn.Module):
         with rng("moe.experts"):
             if s.c["grouped"] and cuda:
                 offs = torch.cumsum(counts, 0).to(torch.int32)
+                if s.c["fp8"]:
+                    a, b = FP8Grouped.apply(x, s.w1, offs).chunk(2, -1)
+                    return FP8Grouped.apply(F.silu(a) * b, s.w2, offs)
                 h = torch._grouped_mm(x, s.w1, offs=offs)
                 a, b = h.chunk(2, -1)
                 return torch._grouped_mm((F.silu(a) * b), s.w2, offs=offs)
@@ -278,6 +344,11 @@ class MoE(nn.Module):
             return out.index_add(0, tok, y * p.reshape(-1)[order].unsqueeze(1).to(y.dtype))
 
     def deepep(s, x, p, i):
+        global _ncclep
+        if s.c["dispatcher"] == "ncclep":
+            if _ncclep is None:
+                _ncclep = NcclEP(s.E, s.k, *x.shape)
+            return DeepEPMoE.apply_moe(s, _ncclep, x, p, i)
         buf = deepep_buffer(x.shape[1])
         return DeepEPMoE.apply_moe(s, buf, x, p, i)
 
@@ -285,7 +356,7 @@ class MoE(nn.Module):
         b, t, h = x.shape
         z = s.norm(x).view(-1, h)
         p, i = s.route(z)
-        if s.c["dispatcher"] == "deepep":
+        if s.c["dispatcher"] != "alltoall":
             out = s.deepep(z, p, i)
         elif s.c["overlap"]:
             half = z.shape[0] // 2
@@ -351,12 +422,123 @@ def deepep_buffer(hidden):
     return _deepep
 
 
+class NcclEP:
+    """NCCL's expert-parallel library (nccl-extensions, NCCL 2.30): one group, reused handles."""
+
+    def __init__(s, experts, k, tokens, hidden):
+        from nccl import ep
+        from nccl.ep.interop.torch import get_nccl_comm_from_group
+
+        s.ep, s.free = ep, []
+        s.comm = get_nccl_comm_from_group(EP)
+        s.group = ep.Group.create(
+            s.comm,
+            ep.GroupConfig(
+                algorithm=ep.Algorithm.HIGH_THROUGHPUT,
+                num_experts=experts,
+                max_dispatch_tokens_per_rank=tokens,
+                max_token_bytes=2 * hidden,
+                num_topk=k,
+            ),
+        )
+
+    def handle(s, i):
+        """A handle for the routing [tokens, k], and how many rows this rank receives."""
+        total = torch.zeros(1, dtype=torch.int32, device=dev)
+        idx, t = s.ep.Tensor(i), s.ep.Tensor(total)
+        info = s.ep.LayoutInfo(recv_total_counter=t)
+        if s.free:
+            h = s.free.pop()
+            h.update(idx, layout_info=info, stream=stream())
+        else:
+            h = s.group.create_handle(s.ep.Layout.FLAT, idx, layout_info=info, stream=stream())
+        h.kept = (i, idx, t, info)
+        return h, int(total)
+
+    def dispatch(s, h, n, x, p=None):
+        """Rows [n, hidden]; with weights [tokens, k] also their weights and experts [n, k]."""
+        t, ep = s.ep.Tensor, s.ep
+        rx = x.new_empty(n, x.shape[1])
+        if p is None:
+            cfg = ep.DispatchConfig(pass_direction=ep.PassDir.BWD)
+            h.dispatch(
+                ep.DispatchInputs(tokens=t(x)),
+                ep.DispatchOutputs(tokens=t(rx)),
+                config=cfg,
+                stream=stream(),
+            )
+            return rx
+        rp = p.new_empty(n, p.shape[1])
+        ri = torch.empty(n, p.shape[1], dtype=torch.int64, device=dev)
+        h.dispatch(
+            ep.DispatchInputs(tokens=t(x), topk_weights=t(p)),
+            ep.DispatchOutputs(tokens=t(rx), topk_weights=t(rp), topk_idx=t(ri)),
+            stream=stream(),
+        )
+        return rx, ri, rp
+
+    def combine(s, h, tokens, x, p=None):
+        """Sums [tokens, hidden] of the rows; with weights [n, k] (backward) theirs too."""
+        t, ep = s.ep.Tensor, s.ep
+        out = x.new_empty(tokens, x.shape[1])
+        if p is None:
+            h.combine(
+                ep.CombineInputs(tokens=t(x)), ep.CombineOutputs(tokens=t(out)), stream=stream()
+            )
+            return out
+        gw = p.new_empty(tokens, p.shape[1])
+        h.combine(
+            ep.CombineInputs(tokens=t(x), topk_weights=t(p)),
+            ep.CombineOutputs(tokens=t(out), topk_weights=t(gw)),
+            config=ep.CombineConfig(pass_direction=ep.PassDir.BWD),
+            stream=stream(),
+        )
+        return out, gw
+
+
+def stream():
+    return torch.cuda.current_stream().cuda_stream
+
+
+class NcclDispatch(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, p, i, lib):
+        h, n = lib.handle(i)
+        ctx.lib, ctx.h, ctx.tokens = lib, h, x.shape[0]
+        NcclDispatch.last = (h, n, x.shape[0])
+        rx, ri, rp = lib.dispatch(h, n, x.contiguous(), p.contiguous())
+        ctx.mark_non_differentiable(ri)
+        return rx, ri, rp
+
+    @staticmethod
+    def backward(ctx, gx, _, gp):
+        g, gw = ctx.lib.combine(ctx.h, ctx.tokens, gx.contiguous(), gp.float().contiguous())
+        ctx.lib.free.append(ctx.h)
+        return g, gw, None, None
+
+
+class NcclCombine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, lib, last):
+        ctx.lib, ctx.last = lib, last
+        return lib.combine(last[0], last[2], x.contiguous())
+
+    @staticmethod
+    def backward(ctx, g):
+        return ctx.lib.dispatch(ctx.last[0], ctx.last[1], g.contiguous()), None, None
+
+
 class DeepEPMoE:
     @staticmethod
     def apply_moe(s, buf, x, p, i):
+        nccl = isinstance(buf, NcclEP)
         with rng("moe.dispatch"):
-            rx, ri, rp = EPDispatch.apply(x, p.float(), i, buf, s.E)
-        handle, _ = EPDispatch.last
+            if nccl:
+                rx, ri, rp = NcclDispatch.apply(x, p.float(), i, buf)
+                last = NcclDispatch.last
+            else:
+                rx, ri, rp = EPDispatch.apply(x, p.float(), i, buf, s.E)
+                handle, _ = EPDispatch.last
         with rng("moe.permute"):
             m = ri >= 0
             tok, slot = m.nonzero(as_tuple=True)
@@ -369,6 +551,8 @@ class DeepEPMoE:
         with rng("moe.unpermute"):
             acc = torch.zeros_like(rx).index_add(0, tok, y * rp[tok, slot].unsqueeze(1).to(y.dtype))
         with rng("moe.combine"):
+            if nccl:
+                return NcclCombine.apply(acc, buf, last)
             return EPCombine.apply(acc, buf, handle)
 
 
@@ -432,8 +616,6 @@ def run(name):
     if cuda:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    if c["memfrac"] < 0 and cuda:
-        torch.cuda.set_per_process_memory_fraction(1.0)
     model = Model(c)
     params = list(model.parameters())
     opt = torch.optim.Adam(params, lr=1e-5, fused=cuda)
@@ -478,17 +660,24 @@ def run(name):
 
     for n in range(4):
         step(n)
-    if (
-        c["memfrac"] < 0 and cuda
-    ):  # leave the allocator a little less than it wants: it frees and re-allocates every step
-        peak = torch.cuda.max_memory_reserved()
-        tot = torch.cuda.get_device_properties(dev).total_memory
-        torch.cuda.empty_cache()
-        torch.cuda.set_per_process_memory_fraction(
-            min(1.0, 1.01 * torch.cuda.max_memory_allocated() / tot)
-        )
-        for n in range(2):
-            step(n)
+    if c["memfrac"] and cuda:
+        # Little spare memory and large blocks that are never split: micro-batches of changing
+        # length make the allocator free its blocks and ask the driver for new ones.
+        total = torch.cuda.get_device_properties(dev).total_memory
+        peak = torch.cuda.max_memory_allocated()
+        for fraction in (c["memfrac"], c["memfrac"] + 0.25, c["memfrac"] + 0.75):
+            torch.cuda.empty_cache()
+            torch.cuda.set_per_process_memory_fraction(min(1.0, fraction * peak / total))
+            fits = torch.ones(1, device=dev)
+            try:
+                for n in range(8):
+                    step(n)
+            except torch.OutOfMemoryError:
+                fits.zero_()
+                opt.zero_grad(set_to_none=True)
+            dist.all_reduce(fits, op=dist.ReduceOp.MIN)
+            if fits.item():
+                break
     times = []
     for n in range(A.steps):
         dist.barrier()
@@ -505,6 +694,17 @@ def run(name):
         sync()
         ptimes.append(time.perf_counter() - t)
 
+    def export(p):
+        target = f"{A.out}/{A.prefix}{name}.rank{rank}.json"
+        if c["die"] and rank == 1:
+            time.sleep(4)  # the other rank writes its trace whole
+            if os.fork() == 0:
+                while not os.path.exists(target) or os.path.getsize(target) < 2**20:
+                    time.sleep(1e-4)
+                os.kill(os.getppid(), signal.SIGKILL)
+                os._exit(0)
+        p.export_chrome_trace(target)
+
     dist.barrier()
     sync()
     if A.mode == "torch":
@@ -517,9 +717,7 @@ def run(name):
             record_shapes=True,
             profile_memory=c["memory"],
             with_stack=False,
-            on_trace_ready=lambda p: p.export_chrome_trace(
-                f"{A.out}/{A.prefix}{name}.rank{rank}.json"
-            ),
+            on_trace_ready=export,
         ) as prof:
             for n in range(2 + c["active"]):
                 timed(200 + n)
@@ -561,7 +759,7 @@ def run(name):
             alloc_retries=torch.cuda.memory_stats()["num_alloc_retries"],
         )
     print("RESULT " + json.dumps(rec), flush=True)
-    if c["memfrac"] < 0 and cuda:
+    if c["memfrac"] and cuda:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 

@@ -5,7 +5,8 @@ recomputation, the parallelism, the schedule. One JSON line per variant and rank
 ``RESULT`` and holds the step times without and with the profiler, in ms.
 
 Needs PyTorch with CUDA and megatron-core 0.16; run it through ``capture.sh`` or ``run.sh``.
-Transformer Engine is not used: norms, attention and grouped GEMM are PyTorch's own.
+Variants named ``te...`` use Transformer Engine (2.13), the ``deepep`` ones DeepEP (1.2) as well; in
+all others norms, attention and grouped GEMM are PyTorch's own.
 """
 
 import argparse
@@ -24,23 +25,29 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F  # noqa: N812
+from megatron.core import num_microbatches_calculator as microbatches
 from megatron.core import parallel_state as ps
 from megatron.core import tensor_parallel
 from megatron.core import utils as mcore_utils
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig
 from megatron.core.distributed.finalize_model_grads import finalize_model_grads
-from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
 from megatron.core.tensor_parallel import random as mcore_random
 from megatron.core.transformer import transformer_block
+from megatron.core.transformer.cuda_graphs import TECudaGraphHelper
 from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 WARMUP_STEPS = 4
 NSYS_FLUSH_S = 2.5  # CUPTI hands over its buffers in the background; stopping at once loses some
 VOCAB = 32000
+NORM_OF_TE = transformer_block.LayerNormImpl
 
 if not hasattr(moe_utils, "te_general_gemm"):  # 0.16 reads it without Transformer Engine too
     moe_utils.te_general_gemm = None
@@ -70,6 +77,7 @@ class Variant:
     ep: int = 0  # 0: all ranks that pipeline parallelism leaves
     flash: bool = True  # False: Megatron-Core's own unfused attention
     cp_comm: str = "p2p"
+    te: bool = False  # Transformer Engine's layers
     over: dict[str, Any] = dataclasses.field(default_factory=dict)
     ddp: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -79,7 +87,21 @@ def unfused(**settings: Any) -> Variant:
     return Variant(flash=False, **settings)
 
 
+def with_te(*parts: dict[str, Any], **settings: Any) -> Variant:
+    """Variant of Transformer Engine's layers with Megatron-Core settings put together."""
+    over = {k: x for part in parts for k, x in part.items()}
+    return Variant(te=True, over={"moe_use_legacy_grouped_gemm": False, **over}, **settings)
+
+
 SMALL: dict[str, Any] = {"seq": 512, "layers": 6, "hidden": 1024, "ffn": 512, "heads": 8}
+BIG: dict[str, Any] = {
+    "seq": 8192,
+    "layers": 3,
+    "hidden": 4096,
+    "ffn": 2048,
+    "experts": 16,
+    "heads": 32,
+}
 OVERLAP: dict[str, Any] = {"overlap_moe_expert_parallel_comm": True}
 DIST_OPT: dict[str, Any] = {"use_distributed_optimizer": True}
 DIST_OPT_OVERLAP: dict[str, Any] = {
@@ -98,6 +120,19 @@ PADDED: dict[str, Any] = {
     "moe_expert_capacity_factor": 1.0,
     "moe_pad_expert_input_to_capacity": True,
 }
+FUSED: dict[str, Any] = {"moe_permute_fusion": True, "moe_router_fusion": True}
+FP8: dict[str, Any] = {"fp8": "e4m3", "fp8_recipe": "blockwise"}
+FP8_TENSOR: dict[str, Any] = {"fp8": "hybrid", "fp8_recipe": "tensorwise"}
+FP8_DELAYED: dict[str, Any] = {"fp8": "hybrid", "fp8_recipe": "delayed"}
+DEEPEP: dict[str, Any] = {
+    "moe_token_dispatcher_type": "flex",
+    "moe_flex_dispatcher_backend": "deepep",
+    "moe_router_dtype": "fp32",
+}
+TE_GRAPHS: dict[str, Any] = {
+    "cuda_graph_impl": "transformer_engine",
+    "cuda_graph_scope": ["attn", "moe_router", "moe_preprocess"],
+}
 SELECTIVE: dict[str, Any] = {"recompute_granularity": "selective"}
 VARIANTS: dict[str, Variant] = {
     "alltoall": unfused(),
@@ -115,6 +150,11 @@ VARIANTS: dict[str, Variant] = {
     "flash_ov": Variant(over=OVERLAP),
     "flash_ov_m2": Variant(nmb=2, over=OVERLAP),
     "flash_ov_m8": Variant(nmb=8, over=OVERLAP),
+    # more work per launch: bound by the GPU rather than by the host
+    "mbs2": Variant(mbs=2),
+    "mbs2_ov": Variant(mbs=2, over=OVERLAP),
+    "big": Variant(**BIG),
+    "big_ov": Variant(**BIG, over=OVERLAP),
     "flash_allgather": Variant(over={"moe_token_dispatcher_type": "allgather"}),
     "sel_moe": Variant(over={**SELECTIVE, "recompute_modules": ["moe"]}),
     "shared": Variant(nmb=2, over=SHARED),
@@ -135,6 +175,28 @@ VARIANTS: dict[str, Variant] = {
     "vpp2_ov_m8": Variant(
         pp=2, vpp=2, nmb=8, over={"overlap_p2p_comm": True, "batch_p2p_comm": False}
     ),
+    # Transformer Engine: its norms, attention, linear layers and grouped GEMM
+    "te": with_te(),
+    "te_fused": with_te(FUSED),
+    "te_ov": with_te(FUSED, OVERLAP),
+    "te_ov_wgrad": with_te(FUSED, OVERLAP, {"delay_wgrad_compute": True}),
+    "te_fp8": with_te(FUSED, FP8),
+    "te_fp8_pad": with_te(FUSED, FP8, {"moe_router_padding_for_quantization": True}),
+    "te_fp8_tensor": with_te(FUSED, FP8_TENSOR),
+    "te_fp8_delayed": with_te(FUSED, FP8_DELAYED),
+    "te_deepep": with_te(FUSED, DEEPEP),
+    "te_deepep_ov": with_te(FUSED, DEEPEP, OVERLAP),
+    "te_shared": with_te(FUSED, SHARED, nmb=2),
+    "te_shared_ov": with_te(FUSED, SHARED, {"moe_shared_expert_overlap": True}, nmb=2),
+    "te_tp2": with_te(FUSED, {"sequence_parallel": True}, nmb=2, tp=2),
+    "te_cp2": with_te(FUSED, nmb=2, cp=2),
+    "te_cp2_a2a": with_te(FUSED, nmb=2, cp=2, cp_comm="a2a"),
+    "te_sel": with_te(
+        FUSED, SELECTIVE, {"recompute_modules": ["core_attn", "moe_act", "layernorm"]}
+    ),
+    "te_small": with_te(FUSED, **SMALL),
+    "te_small_graph": with_te(FUSED, TE_GRAPHS, **SMALL),
+    "te_graph": with_te(FUSED, TE_GRAPHS),
     "small_flash": Variant(**SMALL),
     # Whole layers in CUDA graphs: without fused permutation only a padded dispatch captures.
     "small_pad": Variant(**SMALL, over=PADDED),
@@ -354,22 +416,32 @@ def start_parallelism(v: Variant) -> None:
         )
         started[:] = [wanted]
     tensor_parallel.model_parallel_cuda_manual_seed(
-        1, use_cudagraphable_rng="cuda_graph_impl" in v.over, force_reset_rng=True
+        1,
+        te_rng_tracker=v.over.get("cuda_graph_impl") == "transformer_engine",
+        use_cudagraphable_rng="cuda_graph_impl" in v.over,
+        force_reset_rng=True,
     )
 
 
 def build(v: Variant, config: TransformerConfig) -> list[DistributedDataParallel]:
     """Build the model chunks of this rank: one, or `vpp` of them."""
-    spec = get_gpt_layer_local_spec(
-        num_experts=v.experts,
-        moe_grouped_gemm=config.moe_grouped_gemm,
-        moe_use_legacy_grouped_gemm=config.moe_use_legacy_grouped_gemm,
-        normalization="RMSNorm",
-    )
-    spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = Norm
-    transformer_block.LayerNormImpl = Norm
-    if v.flash:
-        spec.submodules.self_attention.submodules.core_attention = FlashAttention
+    if v.te:
+        spec = get_gpt_layer_with_transformer_engine_spec(
+            num_experts=v.experts,
+            moe_grouped_gemm=config.moe_grouped_gemm,
+        )
+        transformer_block.LayerNormImpl = NORM_OF_TE
+    else:
+        spec = get_gpt_layer_local_spec(
+            num_experts=v.experts,
+            moe_grouped_gemm=config.moe_grouped_gemm,
+            moe_use_legacy_grouped_gemm=config.moe_use_legacy_grouped_gemm,
+            normalization="RMSNorm",
+        )
+        spec.submodules.input_layernorm = spec.submodules.pre_mlp_layernorm = Norm
+        transformer_block.LayerNormImpl = Norm
+        if v.flash:
+            spec.submodules.self_attention.submodules.core_attention = FlashAttention
     chunks = []
     for stage in range(v.vpp or 1):
         place: dict[str, Any] = {"vp_stage": stage} if v.vpp else {}
@@ -384,9 +456,17 @@ def build(v: Variant, config: TransformerConfig) -> list[DistributedDataParallel
             **place,
         )
         ddp = DistributedDataParallelConfig(grad_reduce_in_fp32=True, **v.ddp)
-        chunks.append(
-            DistributedDataParallel(config, ddp, gpt.cuda().bfloat16(), disable_bucketing=stage > 0)
-        )
+        # Gradient accumulation runs on the stream that stood when its hooks were made; a captured
+        # backward must not touch the default one.
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side if config.cuda_graph_impl == "transformer_engine" else None):
+            chunks.append(
+                DistributedDataParallel(
+                    config, ddp, gpt.cuda().bfloat16(), disable_bucketing=stage > 0
+                )
+            )
+        torch.cuda.current_stream().wait_stream(side)
     return chunks
 
 
@@ -416,7 +496,7 @@ def trainer(v: Variant) -> Callable[[int], None]:
     ids = torch.randint(0, VOCAB, (v.mbs, length), device=DEVICE)
     positions = torch.arange(length, device=DEVICE).unsqueeze(0).expand_as(ids)
     mask = None
-    if not v.flash:
+    if not v.flash and not v.te:
         mask = torch.ones(1, 1, v.seq, v.seq, dtype=torch.bool, device=DEVICE).triu(1)
 
     def loss_of(output: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
@@ -432,8 +512,20 @@ def trainer(v: Variant) -> Callable[[int], None]:
         return chunk(ids, positions, mask, labels=ids), loss_of
 
     forward_backward = get_forward_backward_func()
+    microbatches.unset_num_microbatches_calculator()
+    microbatches.init_num_microbatches_calculator(
+        RANK, None, v.mbs * v.nmb * ps.get_data_parallel_world_size(), v.mbs,
+        ps.get_data_parallel_world_size(),
+    )  # fmt: skip
+    graphs = None
+    if v.over.get("cuda_graph_impl") == "transformer_engine":
+        graphs = TECudaGraphHelper(model, config, v.seq, v.mbs, [optimizer])
 
     def step(n: int) -> None:
+        if graphs is not None and n == WARMUP_STEPS - 1:  # a real step must have run before
+            graphs.create_cudagraphs()
+            if v.ddp.get("overlap_param_gather"):
+                graphs.cuda_graph_set_manual_hooks()
         with named(f"iteration{n}"):
             for chunk in model:
                 chunk.zero_grad_buffer()

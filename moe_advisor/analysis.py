@@ -1,21 +1,32 @@
 """The main job: inputs in, one result out."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from moe_advisor import __version__, cache, remote, sampling
-from moe_advisor.advise import Facts, advise, hardware, infer_config, load_rules, reference
+import numpy as np
+
+from moe_advisor import __version__, bounded, cache, remote, sampling
+from moe_advisor.advise import (
+    Facts,
+    advise,
+    hardware,
+    infer_config,
+    load_rules,
+    reference,
+    throughput,
+)
 from moe_advisor.advise.facts import merge_config
 from moe_advisor.errors import ConfigError, InputError
 from moe_advisor.execute import DaskCluster, Executor, Failed, LocalProcesses, raise_if_option
 from moe_advisor.ingest import run_config, sniff, sources, training_log
 from moe_advisor.ingest.json_stream import StreamLimits
 from moe_advisor.ingest.training_log import TrainingLog
+from moe_advisor.keys import environment_names
 from moe_advisor.measure.facts import trace_facts
 from moe_advisor.measure.health import run_issues
 from moe_advisor.measure.partial import RankPartial
@@ -23,7 +34,8 @@ from moe_advisor.measure.rank import MeasuredRank, measure_rank
 from moe_advisor.measure.registry import METRICS
 from moe_advisor.measure.summary import NS_PER_MS, Summary, summarise
 from moe_advisor.measure.timeline import timeline
-from moe_advisor.model import CaptureIssue, Device, InputInfo, LoadedInput, Severity
+from moe_advisor.memory_guard import MemoryGuard
+from moe_advisor.model import CaptureIssue, Device, InputInfo, LoadedInput, RankTrace, Severity
 from moe_advisor.privacy import display_name, safe_text
 from moe_advisor.progress import Advance, Progress
 from moe_advisor.result import (
@@ -36,6 +48,7 @@ from moe_advisor.result import (
     Issue,
     MetricValue,
     Reference,
+    Replay,
     Result,
     Run,
     Steps,
@@ -45,7 +58,8 @@ from moe_advisor.result import (
     WhatIf,
 )
 from moe_advisor.roles import taxonomy
-from moe_advisor.walls import judge
+from moe_advisor.spill import SPILL_ROWS, release
+from moe_advisor.walls import doubted, judge
 
 if TYPE_CHECKING:
     from moe_advisor.whatif import StepModel
@@ -53,6 +67,10 @@ if TYPE_CHECKING:
 PARALLEL_INPUTS = 8
 """From this number of files on, each is read in a process of its own: below it, starting the
 processes costs more than they save. Only a few ranks' tables are kept then."""
+
+RANKS_AT_ONCE = 4
+"""Ranks of one report that are measured side by side: each needs 0.2 GB for a million activities
+while it is, beside the tables."""
 
 MODEL_RANKS = 8
 """Of many inputs, the tables of at most so many ranks of one expert-parallel group are read again
@@ -85,6 +103,8 @@ class Options:
     """Read at most so many inputs, chosen to represent the rest."""
     timeout_s: float | None = None
     """Longest time for one of many inputs; it is reported as unreadable then."""
+    bounds: bounded.Bounds = field(default_factory=bounded.current)
+    """What reading one input may cost."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +116,8 @@ class Measured:
     kept: tuple[MeasuredRank, ...]
     timeline: Timeline | None
     issues: tuple[CaptureIssue, ...] = field(default=())
+    paths: tuple[Path, ...] = ()
+    """The files that were read, in the order of `partials`."""
 
 
 def analyze(
@@ -148,9 +170,26 @@ def earlier_result(inputs: Sequence[Path]) -> Result | None:
     return json_output.decode(inputs[0].read_bytes(), inputs[0].name)
 
 
-def measure(paths: Sequence[str], options: Options, progress: Progress | None = None) -> Measured:
-    """Reads and measures all ranks of the inputs."""
-    found = sources.find_inputs(paths)
+def measure(
+    paths: Sequence[str],
+    options: Options,
+    progress: Progress | None = None,
+    executor: Executor | None = None,
+) -> Measured:
+    """Reads and measures all ranks of the inputs, on `executor` instead of the options' own."""
+    memory_gib = options.bounds.memory_gib
+    with MemoryGuard(int(memory_gib * bounded.GIB) if memory_gib else None):
+        return _measure(paths, options, progress, executor)
+
+
+def _measure(
+    paths: Sequence[str],
+    options: Options,
+    progress: Progress | None,
+    executor: Executor | None,
+) -> Measured:
+    skipped: list[sources.Skipped] = []
+    found = sources.find_inputs(paths, skipped)
     kinds = [sniff.detect(path) for path in found]
     profilers = {"kineto" if kind == "kineto" else "nsys" for kind in kinds}
     if "result" in kinds:
@@ -161,17 +200,24 @@ def measure(paths: Sequence[str], options: Options, progress: Progress | None = 
         raise InputError(
             "the inputs mix Nsight Systems and PyTorch captures: give one profiler's at a time"
         )
-    sampled: list[CaptureIssue] = []
+    sampled = [
+        CaptureIssue(
+            "input-skipped",
+            Severity.ERROR if one.expected else Severity.WARNING,
+            f"{one.reason}; passed over, as the folder holds other traces",
+        )
+        for one in skipped
+    ]
     if options.sample is not None:
         sample = sampling.choose(
             found, kinds, options.sample, taxonomy.load(_path(options.taxonomy))
         )
         if sample:
-            sampled = [CaptureIssue("sampled", Severity.WARNING, sample.message)]
+            sampled.append(CaptureIssue("sampled", Severity.WARNING, sample.message))
             found = [found[place] for place in sample.places]
             kinds = [kinds[place] for place in sample.places]
-    if len(found) >= PARALLEL_INPUTS or options.executor == "dask":
-        return _many(found, kinds, options, progress, sampled)
+    if executor or len(found) >= PARALLEL_INPUTS or options.executor == "dask":
+        return _many(found, kinds, options, progress, sampled, executor)
     sizes = [_size(path) for path in found]
     loaded: list[LoadedInput] = []
     measured: list[MeasuredRank] = []
@@ -195,6 +241,7 @@ def measure(paths: Sequence[str], options: Options, progress: Progress | None = 
         kept,
         timeline(shown) if shown else None,
         (*sampled, *(issue for one in loaded for issue in one.issues), *issues),
+        tuple(found),
     )
 
 
@@ -218,16 +265,29 @@ def _load(path: Path, kind: str, options: Options) -> LoadedInput:
         extra = {"nsys": _path(options.nsys), "cache": _path(options.cache)}
     elif options.max_expansion is not None:
         extra = {"limits": StreamLimits(max_ratio=options.max_expansion)}
-    return sources.load(path, kind, **extra)
+    with bounded.using(options.bounds):
+        bounded.check_size(path, display_name(path))
+        return sources.load(path, kind, **extra)
 
 
-def _measure_ranks(one: LoadedInput, options: Options) -> list[MeasuredRank]:
-    """The ranks of one input, one after the other: side by side they need a third more memory."""
+def _measure_ranks(
+    one: LoadedInput, options: Options, at_once: int = RANKS_AT_ONCE
+) -> list[MeasuredRank]:
+    """The ranks of one input; the array work of several runs side by side in threads."""
     names = taxonomy.load(_path(options.taxonomy))
-    return [
-        measure_rank(rank, names, step_pattern=options.step_pattern, steps=options.steps)
-        for rank in one.ranks
-    ]
+
+    def measured(rank: RankTrace) -> MeasuredRank:
+        found = measure_rank(rank, names, step_pattern=options.step_pattern, steps=options.steps)
+        release()
+        return found
+
+    workers = min(at_once, options.jobs or os.cpu_count() or 1, len(one.ranks))
+    if sum(len(rank.activities) for rank in one.ranks) >= SPILL_ROWS:
+        workers = 1
+    if workers <= 1:
+        return [measured(rank) for rank in one.ranks]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(measured, one.ranks))
 
 
 @dataclass(frozen=True)
@@ -258,7 +318,7 @@ def work(task: Task) -> cache.Entry:
         if entry is not None:
             return entry
     one = _load(task.path, task.kind, options)
-    partials = tuple(_light(m.partial) for m in _measure_ranks(one, options))
+    partials = tuple(_light(m.partial) for m in _measure_ranks(one, options, at_once=1))
     entry = cache.Entry(one.info, one.issues, partials)
     if store:
         store.put(key, cache.encode(entry))
@@ -286,6 +346,7 @@ def _many(
     options: Options,
     progress: Progress | None,
     sampled: Sequence[CaptureIssue],
+    executor: Executor | None = None,
 ) -> Measured:
     """Many inputs, each in a worker; a rank that can't be read is reported and the rest stands."""
     tasks = [Task(path.absolute(), kind, options) for path, kind in zip(found, kinds, strict=True)]
@@ -293,7 +354,7 @@ def _many(
     read: dict[int, cache.Entry] = {}
     failures: dict[int, str] = {}
     done = 0
-    with closing(_executor(options).run(work, tasks)) as outcomes:  # type: ignore[type-var]
+    with closing((executor or _executor(options)).run(work, tasks)) as outcomes:  # type: ignore[type-var]
         for number, outcome in outcomes:
             done += sizes[number]
             if isinstance(outcome, Failed):
@@ -338,7 +399,24 @@ def _many(
             *issues,
             *more_issues,
         ),
+        tuple(found[number] for number in entries),
     )
+
+
+def each_rank(measured: Measured, options: Options) -> Iterator[MeasuredRank]:
+    """Every rank with its tables; of many inputs one after the other, read again.
+
+    Only few ranks' tables fit into memory, so `measure` keeps none of many inputs but a group's.
+    """
+    if len(measured.kept) == len(measured.partials):
+        yield from measured.kept
+        return
+    left = list(measured.partials)
+    for path in measured.paths:
+        for one in _measure_ranks(_load(path, sniff.detect(path), options), options):
+            # A rank given twice was left out of the partials: only the same steps are the same.
+            if left and np.array_equal(left[0].window_start_ns, one.partial.window_start_ns):
+                yield replace(one, partial=left.pop(0))
 
 
 def _naming(path: Path, reason: str) -> str:
@@ -435,16 +513,21 @@ def judged(measured: Measured, options: Options) -> Judged:
     summary = summarise(partials, figures)
     profiler = "torch" if all(info.format == "kineto" for info in measured.inputs) else "nsys"
     t = trace_facts(partials, summary, figures, profiler)
+    if _is_megatron(measured):
+        t["framework"] = "megatron"
     given, log = _given(options)
-    metrics = {**summary.metrics, **_from_log(log, summary, figures, t)}
+    given = merge_config(_environment(partials), given)
+    metrics = {**summary.metrics, **_from_log(log, summary, figures, t, given)}
     issues = _issues(measured, partials, t)
     complete = not any(issue.severity == "error" or issue.id == "ranks-missing" for issue in issues)
     t["capture_complete"] = complete
     return Judged(
         summary=summary,
         metrics=metrics,
-        walls=judge(
-            metrics, summary.step_parts, summary.wait_causes_ms, _recompute_inside(partials)
+        walls=doubted(
+            judge(metrics, summary.step_parts, summary.wait_causes_ms, _recompute_inside(partials)),
+            issues,
+            metrics,
         ),
         facts=t,
         figures=figures,
@@ -454,6 +537,25 @@ def judged(measured: Measured, options: Options) -> Judged:
         issues=issues,
         complete=complete,
     )
+
+
+def _is_megatron(measured: Measured) -> bool:
+    """Whether a range or autograd Function of the trace is Megatron-Core's own."""
+    if not measured.kept:
+        return False
+    from moe_advisor.whatif.build import MEGATRON_NAMES
+
+    return any(name.startswith(MEGATRON_NAMES) for name in measured.kept[0].trace.names)
+
+
+def _environment(partials: Sequence[RankPartial]) -> dict[str, ConfigValue]:
+    """Variables of the traced processes that rules know; the reader let none but allowed in."""
+    return {
+        name: ConfigValue(value=value, source="trace")
+        for one in partials[:1]
+        for name, value in one.environment.items()
+        if name in environment_names()
+    }
 
 
 def _device(partials: Sequence[RankPartial]) -> Device | None:
@@ -511,9 +613,13 @@ def result_of(measured: Measured, options: Options) -> Result:
         recommendations=advice.recommendations,
         plan=advice.plan,
         whatif=whatif,
+        replay=simulator.quality() if simulator else None,
         timeline=measured.timeline,
         references=_references(run),
         plan_violations=list(advice.violations),
+        kernels=summary.kernels,
+        why=summary.why,
+        plan_change=advice.change,
         definitions={
             name: Definition(
                 title=one.title,
@@ -534,7 +640,8 @@ MAX_REFERENCES = 3
 def _references(run: Judged) -> list[Reference]:
     """Published runs of the model that the configuration names, on this GPU."""
     values = {key: one.value for key, one in run.config.items()}
-    found = reference.points_for(values, run.figures.get("gpu_family"), run.facts.get("precision"))
+    precision = throughput.precision(values, run.facts.get("precision"))
+    found = reference.points_for(values, run.figures.get("gpu_family"), precision)
     return [
         Reference(
             model=one.model,
@@ -565,7 +672,11 @@ def _given(options: Options) -> tuple[dict[str, ConfigValue], TrainingLog | None
 
 
 def _from_log(
-    log: TrainingLog | None, summary: Summary, figures: Mapping[str, Any], t: dict[str, Any]
+    log: TrainingLog | None,
+    summary: Summary,
+    figures: Mapping[str, Any],
+    t: dict[str, Any],
+    given: Mapping[str, ConfigValue],
 ) -> dict[str, MetricValue]:
     """The metrics that a log of unprofiled steps gives; adds the profiler's overhead to `t`."""
     if log is None:
@@ -581,13 +692,24 @@ def _from_log(
     unprofiled, profiled = log.step_ms(), summary.metrics["step_ms"].value
     if unprofiled and profiled:
         t["profiler_overhead_share"] = profiled / unprofiled - 1.0
-    add("tokens_per_s_per_gpu", log.tokens_per_s_per_gpu(), "unprofiled steps of the log")
-    tflops = log.tflops_per_gpu()
-    add("model_tflops_per_gpu", tflops, "as the log prints it, unprofiled steps")
-    precision = t.get("precision", "bf16")
-    peak = figures.get(f"dense_{precision}_tflops")
-    if tflops and peak:
-        add("mfu", tflops / float(peak), f"over {float(peak):.0f} TFLOP/s dense {precision}")
+    config = {key: one.value for key, one in merge_config(infer_config(t), given).items()}
+    config.setdefault("global_batch_size", log.global_batch_size())
+    config.setdefault("seq_length", log.seq_length)
+    world = log.world_size or config.get("world_size") or t.get("world_size")
+    rate = throughput.rates(config, unprofiled, world, log.tflops_per_gpu())
+    add("tokens_per_s_per_gpu", rate.tokens_per_s_per_gpu, "unprofiled steps of the log")
+    add("model_tflops_per_gpu", rate.tflops_per_gpu, rate.tflops_basis)
+    precision = throughput.precision(config, t.get("precision"))
+    peak = figures.get(f"dense_{throughput.PEAKS[precision]}_tflops")
+    if rate.tflops_per_gpu and peak:
+        share = rate.tflops_per_gpu / float(peak)
+        add("mfu", share, f"over {float(peak):.0f} TFLOP/s dense {throughput.PEAKS[precision]}")
+    if rate.missing:
+        reason = f"not in the log; for the count of FLOPs give {', '.join(rate.missing)}"
+        for name in ("model_tflops_per_gpu", "mfu"):
+            found[name] = MetricValue(
+                status="not_measured", value=None, unit=METRICS[name].unit, reason=reason
+            )
     if summary.metrics["memory_peak_gib"].status == "not_measured":
         memory = log.memory_peak_gib()
         add("memory_peak_gib", memory, "highest allocated memory in the log")
@@ -601,6 +723,8 @@ class Simulator:
 
     def __init__(self, model: "StepModel", run: Judged) -> None:
         self._model, self._run = model, run
+        # With what the log adds: memory, above all, which changes are checked against.
+        self._summary = replace(run.summary, metrics=run.metrics)
         self._config = {key: one.value for key, one in run.config.items()}
 
     @classmethod
@@ -618,13 +742,19 @@ class Simulator:
 
         return self.each(tuple(whatif.CHANGES))
 
+    def quality(self) -> Replay | None:
+        """How well the model repeats the measured step."""
+        from moe_advisor import whatif
+
+        return whatif.quality(self._model)
+
     def each(self, names: Sequence[str]) -> list[WhatIf]:
         """These changes, each on its own; KeyError for one that does not exist."""
         from moe_advisor import whatif
 
         return whatif.estimate(
             self._model,
-            self._run.summary,
+            self._summary,
             names,
             config=self._config,
             unprofiled_step_ms=self._run.unprofiled_step_ms,
@@ -637,7 +767,7 @@ class Simulator:
         return whatif.combine(
             self._model,
             names,
-            summary=self._run.summary,
+            summary=self._summary,
             config=self._config,
             unprofiled_step_ms=self._run.unprofiled_step_ms,
         )

@@ -6,6 +6,8 @@ the documentation of nsys and torch.profiler.
 
 from dataclasses import dataclass
 
+from moe_advisor.errors import ConfigError
+
 MB_PER_STEP_RANK = {"nsys": 2.0, "torch": 12.0}
 """Megabytes a rank and step before compression (nsys' SQLite export, Kineto JSON), rounded up from
 captures of 4 to 8 layers with 1,400 to 4,500 kernels per step: 0.5 to 1.1 and 5 to 12."""
@@ -26,6 +28,7 @@ class Wish:
     steps: int = 3
     ranks: tuple[int, ...] = (0,)
     world_size: int | None = None
+    launcher: str = "torchrun"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,9 +43,10 @@ class Advice:
 
 
 FRAMEWORKS = ("megatron-bridge", "megatron-lm", "torch", "nemo-run")
+LAUNCHERS = ("torchrun", "srun")
 
 _NSYS = (
-    "nsys profile --trace=cuda,nvtx --sample=none --cpuctxsw=none \\\n"
+    "{before}nsys profile --trace=cuda,nvtx --sample=none --cpuctxsw=none \\\n"
     "  --capture-range=cudaProfilerApi --capture-range-end=stop \\\n"
     "  --cuda-graph-trace=node --cuda-memory-usage=true --force-overwrite=true \\\n"
     "  --output={output} \\\n"
@@ -65,6 +69,53 @@ _NSYS_REASONS = (
 )
 
 
+def group_ranks(ep: int, pp: int, world_size: int | None) -> tuple[int, ...]:
+    """The ranks that tell most: the first expert-parallel group, and one rank of every other stage.
+
+    In Megatron's order of ranks the experts of one group lie side by side and stages far apart.
+    `world_size` is needed for more than one stage. Raises ConfigError where they don't fit.
+    """
+    if pp == 1:
+        if world_size is not None and world_size % ep:
+            raise ConfigError(f"--ep {ep} does not divide --world-size {world_size}")
+        return tuple(range(ep))
+    if world_size is None:
+        raise ConfigError("--pp: give --world-size too: it says where the stages begin")
+    if world_size % (ep * pp):
+        raise ConfigError(f"--ep {ep} times --pp {pp} does not divide --world-size {world_size}")
+    return (*range(ep), *(stage * (world_size // pp) for stage in range(1, pp)))
+
+
+def _started(wish: Wish, script: str) -> str:
+    """The command with nsys where the launcher wants it: one report a node, or one a rank."""
+    if wish.launcher == "srun":
+        return _NSYS.format(
+            before="srun <your arguments> ",
+            output="moe_%q{SLURM_JOB_ID}_rank%q{SLURM_PROCID}",
+            command=f"python {script}",
+        )
+    return _NSYS.format(
+        before="", output="moe_%h_%p", command=f"torchrun <your arguments> {script}"
+    )
+
+
+def _where(wish: Wish) -> str:
+    return "Command in the job script" if wish.launcher == "srun" else "Command on every node"
+
+
+def _launcher_reasons(wish: Wish) -> tuple[tuple[str, str], ...]:
+    if wish.launcher == "srun":
+        return (
+            (
+                "srun ... nsys",
+                "every task has its own nsys; tasks that never start it write nothing",
+            ),
+        )
+    return (
+        ("nsys ... torchrun", "one report a node holds all its ranks; give those of all nodes"),
+    )
+
+
 def advice(wish: Wish) -> Advice:
     """The capture for a wish; `profiler` is nsys or torch."""
     build = {
@@ -82,7 +133,9 @@ def advice(wish: Wish) -> Advice:
 
 def size_mb(wish: Wish) -> float:
     """Expected size in MB of all the ranks' captures, before compression."""
-    return MB_PER_STEP_RANK[wish.profiler] * wish.steps * len(wish.ranks)
+    # Under nsys the frameworks write no step ranges: one step more is asked for.
+    edge = wish.profiler == "nsys" and wish.framework != "torch"
+    return MB_PER_STEP_RANK[wish.profiler] * (wish.steps + edge) * len(wish.ranks)
 
 
 def _end(wish: Wish) -> int:
@@ -121,15 +174,12 @@ def _megatron_lm_nsys(wish: Wish) -> Advice:
         "Megatron-LM with Nsight Systems",
         (
             (
-                "Command on every node",
-                _NSYS.format(
-                    output="moe_%h_%p",
-                    command="torchrun <your arguments> pretrain_gpt.py <your arguments> \\\n  "
-                    + flags,
-                ),
+                _where(wish),
+                _started(wish, "pretrain_gpt.py <your arguments> \\\n  " + flags),
             ),
         ),
         (
+            *_launcher_reasons(wish),
             *_NSYS_REASONS,
             ("--profile", "calls the profiler at the steps; it is the master switch"),
             (
@@ -196,13 +246,12 @@ def _bridge_nsys(wish: Wish) -> Advice:
         (
             ("Configuration", config),
             (
-                "Command on every node",
-                _NSYS.format(
-                    output="moe_%h_%p", command="torchrun <your arguments> <your recipe script>"
-                ),
+                _where(wish),
+                _started(wish, "<your recipe script>"),
             ),
         ),
         (
+            *_launcher_reasons(wish),
             *_NSYS_REASONS,
             ("use_nsys_profiler", "calls the profiler at the steps; excludes the PyTorch profiler"),
             (
@@ -304,11 +353,12 @@ def _torch_nsys(wish: Wish) -> Advice:
         (
             ("Training loop", code),
             (
-                "Command on every node",
-                _NSYS.format(output="moe_%h_%p", command="torchrun <your arguments> train.py"),
+                _where(wish),
+                _started(wish, "train.py"),
             ),
         ),
         (
+            *_launcher_reasons(wish),
             *_NSYS_REASONS,
             ('range(f"iteration{step}")', "names the steps; range names of modules help too"),
         ),

@@ -187,8 +187,11 @@ def guarded(work: Callable[[T], R], task: T) -> R | Failed:
         return Failed("memory ran out")
     except ConfigError as error:
         return Failed(f"{_OPTION}{error}")
-    except Exception as error:
-        return Failed(f"internal error {type(error).__name__}: {error}"[:300])
+    except BaseException as error:
+        # polars panics with an exception that is no Exception. What it says may hold data.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        return Failed(f"internal error {type(error).__name__}: please report it")
 
 
 _OPTION = "\0option\0"

@@ -4,9 +4,10 @@ A set is disjoint and sorted by construction; every function is vectorised and l
 sort. Touching intervals are merged, empty ones don't exist.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -46,7 +47,7 @@ class Intervals:
     def before(self, times: ArrayLike) -> Nanoseconds:
         """Length of the set (ns) before each of `times`."""
         at = np.asarray(times, np.int64)
-        index = np.searchsorted(self.starts, at, side="right")
+        index = places(self.starts, at, "right")
         if not len(self):
             return np.zeros(at.shape, np.int64)
         last = np.maximum(index - 1, 0)
@@ -62,7 +63,7 @@ class Intervals:
         at = np.asarray(times, np.int64)
         if not len(self):
             return np.zeros(at.shape, np.bool_)
-        index = np.searchsorted(self.starts, at, side="right") - 1
+        index = places(self.starts, at, "right") - 1
         return (index >= 0) & (at < self.ends[np.maximum(index, 0)])
 
     def touches(self, starts: ArrayLike, ends: ArrayLike) -> NDArray[np.bool_]:
@@ -73,11 +74,16 @@ class Intervals:
         first, last = np.asarray(starts, np.int64), np.asarray(ends, np.int64)
         if not len(self):
             return np.zeros(first.shape, np.bool_)
-        following = np.searchsorted(self.ends, first, side="right")
-        inside = following < len(self)
-        found = inside & (first < last)
-        found[inside] &= self.starts[following[inside]] < last[inside]
+        beyond = np.append(self.starts, np.iinfo(np.int64).max)
+        found = np.asarray(beyond[places(self.ends, first, "right")] < last, np.bool_)
+        found &= first < last
         return found
+
+    def near(self, start: int, end: int) -> "Intervals":
+        """The intervals that touch [start, end), uncut: views, no copies."""
+        low = int(np.searchsorted(self.ends, start, side="right"))
+        high = max(int(np.searchsorted(self.starts, end, side="left")), low)
+        return Intervals(self.starts[low:high], self.ends[low:high])
 
     def clip(self, start: int, end: int) -> "Intervals":
         """The part of the set inside [start, end)."""
@@ -87,13 +93,32 @@ class Intervals:
         return merge([self, other])
 
     def __and__(self, other: "Intervals") -> "Intervals":
-        return _sweep(self, other, lambda a, b: a & b)
+        return _both(self, other)
 
     def __sub__(self, other: "Intervals") -> "Intervals":
-        return _sweep(self, other, lambda a, b: a & ~b)
+        if not len(self) or not len(other):
+            return self
+        start = min(int(self.starts[0]), int(other.starts[0]))
+        end = max(int(self.ends[-1]), int(other.ends[-1]))
+        return _both(self, _outside(other, start, end))
 
+
+_TAG_BITS = 7
+"""Enough for the two ends of each of 62 sets."""
 
 EMPTY = Intervals(np.empty(0, np.int64), np.empty(0, np.int64))
+
+
+def places(values: Nanoseconds, times: Nanoseconds, side: Literal["left", "right"]) -> Nanoseconds:
+    """`np.searchsorted(values, times, side)`, where many `times` come in order.
+
+    Then the few values are looked up among the times instead, and all between two share a place.
+    """
+    if times.ndim != 1 or len(times) < 4 * len(values) or (times[1:] < times[:-1]).any():
+        return np.searchsorted(values, times, side=side)
+    cuts = np.searchsorted(times, values, side="left" if side == "right" else "right")
+    counts = np.diff(cuts, prepend=0, append=len(times))
+    return np.repeat(np.arange(len(values) + 1), counts)
 
 
 def union(starts: ArrayLike, ends: ArrayLike) -> Intervals:
@@ -129,17 +154,32 @@ def merge(sets: Iterable[Intervals]) -> Intervals:
     )
 
 
-def _sweep(
-    first: Intervals,
-    second: Intervals,
-    keep: Callable[[NDArray[np.bool_], NDArray[np.bool_]], NDArray[np.bool_]],
-) -> Intervals:
-    """The instants for which keep(in first, in second) holds; false where neither holds."""
-    if not len(first):
+def _both(first: Intervals, second: Intervals) -> Intervals:
+    """The intersection, piece by piece of the smaller set: it costs what the smaller set costs."""
+    if len(first) > len(second):
+        first, second = second, first
+    low = np.searchsorted(second.ends, first.starts, side="right")
+    pieces = np.searchsorted(second.starts, first.ends, side="left") - low
+    reach = np.cumsum(pieces)
+    if not len(reach) or not reach[-1]:
         return EMPTY
-    times, state = sweep([first, second])
-    chosen = keep((state & 1) != 0, (state & 2) != 0)
-    return union(times[:-1][chosen], times[1:][chosen])
+    row = np.repeat(np.arange(len(first)), pieces)
+    other = np.arange(reach[-1]) + np.repeat(low - (reach - pieces), pieces)
+    return Intervals(
+        np.maximum(first.starts[row], second.starts[other]),
+        np.minimum(first.ends[row], second.ends[other]),
+    )
+
+
+def _outside(covered: Intervals, start: int, end: int) -> Intervals:
+    """What [start, end) holds outside `covered`, of which nothing may lie beyond it."""
+    starts = np.concatenate([[start], covered.ends])
+    ends = np.concatenate([covered.starts, [end]])
+    if starts[0] == ends[0]:
+        starts, ends = starts[1:], ends[1:]
+    if len(ends) and starts[-1] == ends[-1]:
+        starts, ends = starts[:-1], ends[:-1]
+    return Intervals(starts, ends)
 
 
 def sweep(sets: Sequence[Intervals]) -> tuple[Nanoseconds, Nanoseconds]:
@@ -155,9 +195,21 @@ def sweep(sets: Sequence[Intervals]) -> tuple[Nanoseconds, Nanoseconds]:
             for bit, one in enumerate(sets)
         ]
     )
-    order = np.argsort(edges, kind="stable")  # sorted runs: merged in linear time
-    times, tags = edges[order], tags[order]
-    del edges, order
+    first = int(edges.min(initial=0))
+    if int(edges.max(initial=0)) - first < 1 << (63 - _TAG_BITS):
+        # The tag rides in the low bits of its edge: one plain sort instead of an indirect one, and
+        # all in place, because here is where a rank needs the most memory.
+        times = edges
+        times -= first
+        times <<= _TAG_BITS
+        times |= tags
+        times.sort()
+        np.bitwise_and(times, (1 << _TAG_BITS) - 1, out=tags, casting="unsafe")
+        times >>= _TAG_BITS
+        times += first
+    else:
+        order = np.argsort(edges, kind="stable")
+        times, tags = edges[order], tags[order]
     change = np.asarray([s for bit in range(len(sets)) for s in (1 << bit, -(1 << bit))], np.int64)
     state = change[tags]
     np.cumsum(state, out=state)

@@ -124,6 +124,28 @@ MEMORY_SCHEMA: Schema = {
     "reserved_bytes": pl.Int64,
 }
 
+# What one stream waited for on another, sorted by `wait_call`: work that `wait_call`'s stream got
+# after that call starts when what `record_stream` got before `record_call` is done. Both are rows
+# in `calls`.
+STREAM_WAIT_SCHEMA: Schema = {
+    "wait_call": pl.Int64,
+    "stream": pl.Int64,
+    "record_call": pl.Int64,
+    "record_stream": pl.Int64,
+}
+
+# Matrix products as the framework asked for them, sorted by start_ns: host times of the operator,
+# its floating-point operations (multiply and add count two), token rows and number of groups of a
+# grouped product (NONE for others, and where the shapes don't tell).
+MATMUL_SCHEMA: Schema = {
+    "start_ns": pl.Int64,
+    "end_ns": pl.Int64,
+    "tid": pl.Int64,
+    "flops": pl.Int64,
+    "rows": pl.Int64,
+    "groups": pl.Int64,
+}
+
 
 def empty(schema: Schema) -> pl.DataFrame:
     """A table of `schema` with no rows."""
@@ -181,6 +203,8 @@ class RankTrace:
     ranges: pl.DataFrame = field(default_factory=lambda: empty(RANGE_SCHEMA))
     collectives: pl.DataFrame = field(default_factory=lambda: empty(COLLECTIVE_SCHEMA))
     memory: pl.DataFrame = field(default_factory=lambda: empty(MEMORY_SCHEMA))
+    waits: pl.DataFrame = field(default_factory=lambda: empty(STREAM_WAIT_SCHEMA))
+    matmuls: pl.DataFrame = field(default_factory=lambda: empty(MATMUL_SCHEMA))
     device: Device = field(default_factory=Device)
     groups: tuple[ProcessGroup, ...] = ()
     world_size: int | None = None

@@ -49,6 +49,14 @@ def safe_text(text: str, limit: int) -> str:
     return cleaned[: max(limit - 1, 0)] + "…"
 
 
+_COMMAND = re.compile(r"^([ \t]*)(::|##\[)", re.MULTILINE)
+
+
+def no_commands(text: str) -> str:
+    """`text` without lines that a CI runner takes for its commands (`::error::`, `##[group]`)."""
+    return _COMMAND.sub(r"\1\\\2", text)
+
+
 def display_name(path: str | PurePath) -> str:
     """The base name of `path`, safe to show; folders, also Windows ones, are dropped."""
     parts = [part for part in re.split(r"[/\\]+", str(path)) if part not in ("", ".", "..")]
@@ -316,6 +324,27 @@ def nsys_metadata(source: "TableSource") -> NsysMetadata:
             if found
         ),
     )
+
+
+_FLAG = re.compile(r"true|false", re.IGNORECASE)
+_WHOLE_NUMBER = re.compile(r"-?\d{1,18}")
+_EXPORT_FACTS = {
+    "EXPORT_PRODUCT_VERSION": _VERSION,
+    "EXPORT_SCHEMA_VERSION": _VERSION,
+    "EXPORT_PARAM_TIME_NORMALIZE": _FLAG,
+    "EXPORT_PARAM_TIME_SHIFT": _WHOLE_NUMBER,
+}
+_SHAREABLE: dict[str, dict[str, re.Pattern[str]]] = {
+    **dict.fromkeys(_EXPORT_TABLES, _EXPORT_FACTS),
+    "TARGET_INFO_SYSTEM_ENV": {"NvDriverVersion": _VERSION, "CudaDriverVersion": _VERSION},
+    "META_DATA_CAPTURE": {"PROCESS_0:COLLECT_GPU_MEMORY_USAGE": _FLAG},
+}
+
+
+def shareable_fact(table: str, name: str, value: str) -> str | None:
+    """`value` of the row `name` of a table of names and values, if it may be shared, else None."""
+    pattern = _SHAREABLE.get(table, {}).get(name)
+    return value if pattern is not None and pattern.fullmatch(value) else None
 
 
 _PROCESSES_LOOKED_AT = 16

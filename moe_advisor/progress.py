@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
@@ -14,6 +14,9 @@ SLOW_INPUTS = 4
 """From this number of inputs on, a terminal shows progress."""
 
 MIB = 1 << 20
+
+LARGE_BYTES = 64 * MIB
+"""From this size on reading takes longer than a reader waits without wondering, about 2 s."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,17 @@ class TerminalLine:
         self._stream = stream or sys.stderr
         self._began = time.monotonic()
         self._drawn = 0.0
+
+    def begin(self, sizes_bytes: Sequence[int]) -> None:
+        """Says on a terminal what will take long, before the first input is done."""
+        total = sum(sizes_bytes)
+        if total >= LARGE_BYTES and self._stream.isatty():
+            count = len(sizes_bytes)
+            words = "1 input" if count == 1 else f"{count:,} inputs"
+            self._stream.write(
+                f"reading {words}, {total / MIB:,.1f} MiB; then roles, measurements, what-if\n"
+            )
+            self._stream.flush()
 
     def __call__(self, now: Advance) -> None:
         """Draws the line anew, on a terminal and where it takes long."""

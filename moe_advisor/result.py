@@ -115,6 +115,16 @@ class Unclassified(_Part, frozen=True, kw_only=True):
     count: float
 
 
+class Kernel(_Part, frozen=True, kw_only=True):
+    """Kernels of one short name in one role, mean per step; name is "" for the role's others."""
+
+    role: str
+    name: str
+    ms: float
+    """Summed durations: kernels that run side by side are both counted."""
+    count: float
+
+
 class StepPart(_Part, frozen=True, kw_only=True):
     """A segment of the stacked bar; the parts of a step add up to it exactly."""
 
@@ -263,6 +273,26 @@ class PlanStep(_Part, frozen=True, kw_only=True):
     """Gain of this step together with all before it."""
 
 
+class PlanChange(_Part, frozen=True, kw_only=True):
+    """All settings of the plan's steps as one change, in lines to paste, and its check.
+
+    `checked` counts the frameworks' validations that concern a changed setting, on the
+    configuration after the plan: `passed` hold, `unknown` depend on a value that is not known
+    (each with the question), `broken` do not hold.
+    """
+
+    megatron_bridge: list[str]
+    bridge_overrides: list[str]
+    megatron_lm: list[str]
+    environment: list[str]
+    remarks: list[str]
+    """What a Bridge recipe may lack before the statements hold."""
+    checked: int
+    passed: int
+    unknown: list[str]
+    broken: list[str]
+
+
 class TimelineSlices(_Part, frozen=True, kw_only=True):
     """Columns of equal length, sorted by lane and start."""
 
@@ -331,6 +361,21 @@ class WhatIf(_Part, frozen=True, kw_only=True):
     assumptions: list[str]
 
 
+class Replay(_Part, frozen=True, kw_only=True):
+    """How well the model that what-ifs are simulated on repeats the measured step, unchanged."""
+
+    step: str
+    """Name of the step that the model holds."""
+    ranks: int
+    step_ms: float
+    error_share: float
+    """Replayed against measured step, worst rank."""
+    unexplained_share: float
+    """Fixed delays that no launch, dependency or usual latency explains, over the step."""
+    modelled_share: float
+    """Part of the step that the model holds; the rest is taken to repeat it."""
+
+
 class Reference(_Part, frozen=True, kw_only=True):
     """A published run of the same model on the same GPU; `differences` are [there, here]."""
 
@@ -351,6 +396,120 @@ class Definition(_Part, frozen=True, kw_only=True):
     definition: str
     better: str | None
     pitfall: str
+
+
+class CollectiveRate(_Part, frozen=True, kw_only=True):
+    """What one kind of collective achieves, per group and step; GB are decimal."""
+
+    family: str
+    kind: str
+    ranks: int | None
+    span: str
+    """intra-node or across nodes, `by rank numbers` where only those tell; or unknown."""
+    status: Status
+    count: float
+    gb_per_step: float
+    """Sizes as nccl-tests counts them, collectives of 1 MiB and more."""
+    transfer_ms: float | None
+    alg_gbps: float | None
+    bus_gbps: float | None
+    link_gbps: float | None
+    """The link's figure of this GPU in one direction, for the span."""
+    link_share: float | None
+    remark: str | None
+
+
+class ClockPair(_Part, frozen=True, kw_only=True):
+    """The clock of `rank` against that of `reference`: subtract `offset_us` from its times."""
+
+    rank: int
+    reference: int
+    status: Literal["measured", "not_measured"]
+    offset_us: float | None = None
+    drift_ppm: float | None = None
+    residual_us: float | None = None
+    """Half the span from the 5th to the 95th percentile of the ends' differences, after the fit."""
+    matches: int = 0
+    anchors: str | None = None
+    """Whose ends were compared."""
+    reason: str | None = None
+
+
+class Lateness(_Part, frozen=True, kw_only=True):
+    """How often a rank arrives last in its group's collectives and why, ms per step."""
+
+    family: str
+    group: str
+    """The ranks of the group."""
+    rank: int
+    arrived_last: int
+    of: int
+    """Collectives in which somebody waited for longer than the starts scatter."""
+    share: float
+    pattern: Literal["sticky", "rotating", "mixed"]
+    """Of the group: one rank is last most of the time, all take turns, or neither."""
+    caused_wait_ms: float
+    """Waiting of the other ranks for this one, all of them together."""
+    why: dict[str, float]
+    """The same ms by cause: tokens, slow_gpu, compute, host, garbage_collection, unexplained."""
+
+
+class SlowKernel(_Part, frozen=True, kw_only=True):
+    name: str
+    ms: float
+    peers_ms: float
+    slowness: float
+
+
+class SlowGpu(_Part, frozen=True, kw_only=True):
+    """A GPU that runs the same kernels, grids and numbers of runs slower than its peers."""
+
+    rank: int
+    slowness: float
+    kernels: list[SlowKernel]
+    """The kernels with the most time, median ms of one run here and on the peers."""
+
+
+class RecomputePart(_Part, frozen=True, kw_only=True):
+    """Forward work of one module run again in backward, ms per step (modules may overlap)."""
+
+    module: str
+    ms: float
+
+
+class ExpertLoad(_Part, frozen=True, kw_only=True):
+    """What the experts of one rank had to do; `gemm_ms` is per step."""
+
+    rank: int
+    gemm_ms: float
+    rows: float | None
+    """Token rows of a forward expert GEMM, after top-k expansion: mean over layers, from shapes."""
+    tokens_received: float | None
+    """Share of its EP group's received bytes, 1 / ranks if balanced."""
+    tflops: float | None
+
+
+class LayerLoad(_Part, frozen=True, kw_only=True):
+    """Token imbalance of one layer: max / mean over the EP ranks, mean over micro-batches."""
+
+    layer: int
+    max_over_mean: float
+    fullest: int
+    """The rank that was fullest most often."""
+    of: float
+    """Share of the micro-batches in which it was."""
+
+
+class Why(_Part, frozen=True, kw_only=True):
+    """What the causes rest on: rates, clocks, who was late, slow GPUs, recompute, balance."""
+
+    rates: list[CollectiveRate] = []
+    clocks: list[ClockPair] = []
+    lateness: list[Lateness] = []
+    slow_gpus: list[SlowGpu] = []
+    recompute: list[RecomputePart] = []
+    experts: list[ExpertLoad] = []
+    layers: list[LayerLoad] = []
 
 
 class Result(_Part, frozen=True, kw_only=True):
@@ -383,6 +542,16 @@ class Result(_Part, frozen=True, kw_only=True):
     """Published throughput of the run's model on its GPU, fewest differences first."""
     plan_violations: list[str] = []
     """Validations of the framework that the configuration after the whole plan would break."""
+    kernels: list[Kernel] = []
+    """What each role's time is made of, longest first; empty in results of older versions."""
+    plan_change: PlanChange | None = None
+    """The whole plan as one change to paste; None where no step changes a setting."""
+    why: Why | None = None
+    """Bandwidth, clocks, late ranks, slow GPUs, recompute by module, expert load; older: None."""
+    replay: Replay | None = None
+    """The model behind `whatif`; None without one and in results of older versions."""
+    redaction: str | None = None
+    """What `--redact` has hidden; None where nothing was."""
 
 
 def json_schema() -> dict[str, Any]:

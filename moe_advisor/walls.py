@@ -5,10 +5,13 @@ score is the share of the step that would come back if that wall were gone; noth
 twice. Definitions: design.md, section 4.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from moe_advisor.result import MetricValue, StepPart, WallPart, Walls
+import msgspec
+
+from moe_advisor.measure.health import SLOW_GPU
+from moe_advisor.result import Issue, MetricValue, StepPart, WallPart, Walls
 
 MARGIN = 0.03
 """The first wall must lead by this share of the step: two captures of one job by different
@@ -98,6 +101,41 @@ def judge(
     )
 
 
+LOSSES = frozenset(
+    {
+        "clock-jump",
+        "clock-skew",
+        "gpu-work-without-launch",
+        "kernels-without-launch",
+        "launches-missing",
+        "rank-shorter",
+        "rows-dropped",
+        "uneven-steps",
+    }
+)
+"""Warnings about lost or doubtful data that numbers of the verdict rest on."""
+
+
+def doubted(walls: Walls, issues: Sequence[Issue], metrics: Mapping[str, MetricValue]) -> Walls:
+    """The verdict with what the capture's damage and hidden kernels mean for it, said in words."""
+    broken = [one for one in issues if one.severity == "error"]
+    shaky = [one for one in issues if one.severity == "warning" and one.id in LOSSES]
+    reasons = list(walls.reasons)
+    if broken or shaky:
+        names = ", ".join(dict.fromkeys(one.id for one in (*broken, *shaky)))
+        reasons.append(f"Drawn from a damaged capture ({names}): capture again to be sure.")
+    hidden = _value(metrics, "graph_opaque_share")
+    if hidden > 0:
+        reasons.append(
+            f"{hidden:.1%} of the step lies in CUDA graphs recorded as a whole: gaps and kernels "
+            "inside them are not seen; capture with --cuda-graph-trace=node."
+        )
+    headline = walls.headline
+    if broken and walls.verdict != "inconclusive":
+        headline = f"From a damaged capture: {headline}"
+    return msgspec.structs.replace(walls, reasons=reasons, headline=headline)
+
+
 def _value(metrics: Mapping[str, MetricValue], name: str) -> float:
     found = metrics.get(name)
     return found.value if found is not None and found.value is not None else 0.0
@@ -161,7 +199,7 @@ def _communication(
             _value(metrics, f"{family}_transfer_ms"),
             _value(metrics, f"{family}_wait_ms"),
         )
-        if transfer_ms + wait_ms > 0:
+        if transfer_ms + wait_ms > 0 and family != "pp_p2p":  # its waiting is the bubble
             exposed *= transfer_ms / (transfer_ms + wait_ms)
         found.append(
             _Share("communication", "pp" if family == "pp_p2p" else family, label, exposed, exposed)
@@ -183,13 +221,14 @@ def _compute_host(
     permute = _value(metrics, "permute_ms")
     if permute > 0:
         excess *= 1.0 - min(permute_in_recompute / permute, 1.0)
+    slow = _value(metrics, "gpu_slowness") > SLOW_GPU
     found = [
         ("host", "Host gaps", gaps),
         ("host", "Launching late beside a receive", _behind_receives(metrics, parts)),
         ("host", "Waiting for a rank held by its host", waiting * _cause_share(causes, "host")),
         (
-            "slow_gpu",
-            "Waiting for a rank with slower compute",
+            "slow_gpu" if slow else "compute",
+            "Waiting for a slower GPU" if slow else "Waiting for a rank with more compute",
             waiting * _cause_share(causes, "compute"),
         ),
         ("compute", "Compute above its floor", excess),

@@ -33,6 +33,10 @@ _TABLES: dict[str, list[str]] = {
     ],
     "CUPTI_ACTIVITY_KIND_MEMSET": [*_COMMON, "value", "bytes", "graphNodeId", "memKind"],
     "CUPTI_ACTIVITY_KIND_GRAPH_TRACE": [*_COMMON, "graphId", "graphExecId"],
+    "CUPTI_ACTIVITY_KIND_SYNCHRONIZATION": [*_COMMON, "syncType", "eventId", "eventSyncId"],
+    "CUPTI_ACTIVITY_KIND_CUDA_EVENT": [
+        "deviceId", "contextId", "streamId", "correlationId", "globalPid", "eventId", "eventSyncId",
+    ],
     "CUPTI_ACTIVITY_KIND_RUNTIME": [
         "start", "end", "eventClass", "globalTid", "correlationId", "nameId", "returnValue",
     ],

@@ -106,7 +106,7 @@ def test_one_format_can_go_to_standard_output(real_trace: Traces, tmp_path: Path
         ("m.step_ms > 100000.0", 0, ""),
         ("m.step_ms > 1.0", 1, "is true"),
         ('walls.verdict == "compute_host"', 1, "is true"),
-        ('findings.exists(f, f == "no-such-rule")', 0, ""),
+        ('findings.exists(f, f == "no-such-rule")', 2, "there is no rule 'no-such-rule'"),
         ("m.mfu < 0.4", 1, "could not be measured"),
         ("m.stp_ms > 1.0", 2, "did you mean m.step_ms?"),
         ("m.step_ms >", 2, "--fail-on"),
@@ -209,4 +209,45 @@ def test_help_does_not_load_what_it_does_not_need(tmp_path: Path) -> None:
 def test_a_mistyped_verb_is_answered_with_the_near_one(tmp_path: Path) -> None:
     done = run("anlyze", cwd=tmp_path)
     assert done.returncode == 2
-    assert "Did you mean analyze?" in done.stderr
+    assert done.stderr == (
+        "moe-advisor: there is no verb 'anlyze'; did you mean analyze? see moe-advisor --help\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("expression", "message"),
+    [
+        ("m.stp_ms > 1.0", "did you mean m.step_ms?"),
+        ("m.step_ms >", "not a CEL expression"),
+        ('walls.verdit == "memory"', "did you mean walls.verdict?"),
+        ("capture.whole", "use complete"),
+        ("step_ms > 1.0", "unknown name 'step_ms'"),
+        ("m.step_ms > k.limit", "write the number"),
+    ],
+)
+def test_a_wrong_gate_costs_no_work(
+    real_trace: Traces, tmp_path: Path, expression: str, message: str
+) -> None:
+    (trace,) = real_trace("torch/gcsync")
+    done = run("analyze", trace, "--fail-on", expression, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tables_and_the_annotated_trace_are_made_from_a_trace_only(
+    real_trace: Traces, tmp_path: Path
+) -> None:
+    (trace,) = real_trace("torch/gcsync")
+    kinds = ("perfetto", "parquet", "csv", "json")
+    done = run("analyze", trace, "-q", *(f"--format={kind}" for kind in kinds), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    names = sorted(path.name.partition(".moe.")[2] for path in tmp_path.iterdir())
+    assert names == ["csv", "json", "parquet", "perfetto.json"]
+    (made,) = tmp_path.glob("*.moe.json")
+    for verb in ("render", "analyze"):
+        refused = run(verb, made, "--format", "parquet", "-o", "other", cwd=tmp_path)
+        assert refused.returncode == 2
+        assert "give the trace for --format parquet" in refused.stderr
+    assert len(list(tmp_path.iterdir())) == 4

@@ -159,3 +159,72 @@ def test_what_opaque_graphs_hide_is_not_measured(real_trace: Traces) -> None:
     assert result.metrics["ep_a2a_exposed_ms"].status == "not_measured"
     assert result.metrics["graph_opaque_share"].value == pytest.approx(0.0197, abs=0.001)
     assert any(issue.id == "graph-kernels-hidden" for issue in result.capture.issues)
+
+
+# ------------------------------------------------------------------- what the causes rest on
+
+PAIRS = ("base", "bigmem_full", "mcore_alltoall", "shm_balanced")
+
+
+@pytest.mark.parametrize("name", sorted(TRUTH))
+def test_no_capture_names_a_slow_gpu_without_cause(real_trace: Traces, name: str) -> None:
+    why = result_of(real_trace, name).why
+    assert why is not None
+    assert why.slow_gpus == []
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_both_profilers_see_the_same_wire_and_the_same_blocking(
+    real_trace: Traces, name: str
+) -> None:
+    torch, nsys = (result_of(real_trace, f"{kind}/{name}").metrics for kind in ("torch", "nsys"))
+    for metric, tolerance in (
+        ("ep_a2a_bus_gbps", 0.05),
+        ("dp_collective_bus_gbps", 0.05),
+        ("comm_sms_held", 0.1),
+    ):
+        one, other = torch[metric].value, nsys[metric].value
+        assert one == pytest.approx(other, rel=tolerance), metric
+    for metrics in (torch, nsys):
+        blocking, exposed = metrics["ep_a2a_blocking_ms"], metrics["ep_a2a_exposed_ms"].value
+        assert blocking.status == "measured"
+        assert 0.8 * exposed < blocking.value <= exposed
+
+
+def test_events_bound_the_blocking_of_a_chunked_overlap(real_trace: Traces) -> None:
+    found = result_of(real_trace, "nsys/shm_overlap").metrics["ep_a2a_blocking_ms"]
+    assert found.status == "measured"
+    assert "by event dependencies; confidence high" in str(found.basis).replace(
+        ", 0% by stream order", ""
+    )
+
+
+def test_recompute_is_the_same_modules_in_both_profilers(real_trace: Traces) -> None:
+    torch, nsys = (
+        {
+            part.module: part.ms
+            for part in result_of(real_trace, f"{kind}/bigmem_full").why.recompute
+        }
+        for kind in ("torch", "nsys")
+    )
+    for module in ("experts", "expert all-to-all", "token permutation", "attention"):
+        assert torch[module] == pytest.approx(nsys[module], rel=0.05), module
+    assert max(torch, key=lambda module: torch[module]) == "experts"
+
+
+def test_the_skewed_rank_is_named_with_its_tokens(real_trace: Traces) -> None:
+    result = result_of(real_trace, "torch/skew")
+    late = max(result.why.lateness, key=lambda one: one.caused_wait_ms)
+    assert (late.family, late.rank, late.pattern) == ("ep_a2a", 1, "sticky")
+    assert late.why["tokens"] > 0.9 * late.caused_wait_ms
+    fullest = max(result.why.experts, key=lambda one: one.tokens_received)
+    assert fullest.rank == 1
+    assert fullest.tokens_received > 0.98
+    assert {(layer.fullest, layer.of) for layer in result.why.layers} == {(1, 1.0)}
+
+
+def test_a_pipelines_receive_waits_for_the_stage_before(real_trace: Traces) -> None:
+    metrics = result_of(real_trace, "nsys/mcore_pp2_m4").metrics
+    assert metrics["microbatches_per_step"].value == 4.0
+    assert metrics["pp_p2p_wait_ms"].value > 10 * metrics["pp_p2p_transfer_ms"].value
+    assert 100 < metrics["pp_p2p_bus_gbps"].value < 450

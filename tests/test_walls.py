@@ -1,8 +1,8 @@
 """The verdict on small sets of numbers: what counts for which wall, and when none is named."""
 
 from moe_advisor.measure.registry import METRICS
-from moe_advisor.result import MetricValue, StepPart, Walls
-from moe_advisor.walls import MARGIN, WORTHWHILE, judge
+from moe_advisor.result import Issue, MetricValue, StepPart, Walls
+from moe_advisor.walls import MARGIN, WORTHWHILE, doubted, judge
 
 STEP_MS = 100.0
 
@@ -48,8 +48,10 @@ def test_waiting_counts_for_the_wall_that_causes_it() -> None:
     assert (host.verdict, host.limiter) == ("compute_host", "host")
     uneven = verdict(parts, none | {"imbalance": 30.0})
     assert (uneven.verdict, uneven.limiter) == ("communication", "imbalance")
-    slow = verdict(parts, none | {"compute": 30.0})
+    slow = verdict(parts, none | {"compute": 30.0}, gpu_slowness=1.2)
     assert (slow.verdict, slow.limiter) == ("compute_host", "slow_gpu")
+    more_work = verdict(parts, none | {"compute": 30.0}, gpu_slowness=1.0)
+    assert (more_work.verdict, more_work.limiter) == ("compute_host", "compute")
     unexplained = verdict(parts, none | {"unexplained": 30.0})
     assert (unexplained.verdict, unexplained.limiter) == ("communication", "ep_a2a")
 
@@ -108,3 +110,31 @@ def test_without_a_step_nothing_is_judged() -> None:
     }
     walls = judge(metrics, [], None, {})
     assert (walls.verdict, walls.limiter, walls.next) == ("inconclusive", None, None)
+
+
+def issue(identifier: str, severity: str) -> Issue:
+    return Issue(id=identifier, severity=severity, count=1, message="")
+
+
+def test_a_verdict_from_damaged_data_says_so() -> None:
+    walls = verdict({"ep_a2a_exposed_transfer": 40.0}, ep_a2a_exposed_ms=40.0)
+    lost = doubted(walls, [issue("launches-without-kernel", "error")], {})
+    assert lost.headline == f"From a damaged capture: {walls.headline}"
+    assert lost.reasons[-1] == (
+        "Drawn from a damaged capture (launches-without-kernel): capture again to be sure."
+    )
+    shaky = doubted(walls, [issue("clock-skew", "warning")], {})
+    assert shaky.headline == walls.headline
+    assert "clock-skew" in shaky.reasons[-1]
+
+
+def test_healthy_warnings_leave_the_verdict_alone() -> None:
+    walls = verdict({"ep_a2a_exposed_transfer": 40.0}, ep_a2a_exposed_ms=40.0)
+    quiet = [issue("profiler-errors", "info"), issue("ranks-missing", "warning")]
+    assert doubted(walls, quiet, {}) == walls
+
+
+def test_hidden_graph_kernels_are_said_beside_the_gaps() -> None:
+    walls = verdict({"ep_a2a_exposed_transfer": 40.0}, ep_a2a_exposed_ms=40.0)
+    share = MetricValue(status="measured", value=0.004, unit="share")
+    assert doubted(walls, [], {"graph_opaque_share": share}).reasons[-1].startswith("0.4% of the")

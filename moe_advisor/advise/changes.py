@@ -1,6 +1,6 @@
-"""From a setting's name to the spelling of each framework and release, and to copyable text."""
+"""From a setting's name to the spelling of each framework and release."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
@@ -8,8 +8,6 @@ import msgspec
 from moe_advisor.advise.rule import ChangeSpec
 from moe_advisor.keys import KnownKey, OldKey, in_release, known, release
 from moe_advisor.result import Change
-
-_MEGATRON = ("megatron-bridge", "megatron-lm")
 
 
 def spell(
@@ -82,52 +80,6 @@ def apply(config: Mapping[str, Any], specs: Iterable[ChangeSpec]) -> dict[str, A
     after = dict(config)
     after |= {spec.key: spec.to for spec in specs if spec.framework not in ("pytorch", "job")}
     return after
-
-
-def bridge_python(changes: Sequence[Change]) -> list[str]:
-    """Statements for a Megatron-Bridge recipe, one per change."""
-    return [f"cfg.{item.key} = {item.to!r}" for item in _of(changes, "megatron-bridge")] + [
-        f"cfg.env_vars[{item.key!r}] = {str(item.to)!r}" for item in _of(changes, "env")
-    ]
-
-
-def bridge_overrides(changes: Sequence[Change]) -> list[str]:
-    """Hydra overrides for a Megatron-Bridge command line, one per change."""
-    return [f"{item.key}={_hydra(item.to)}" for item in _of(changes, "megatron-bridge")]
-
-
-def megatron_lm_flags(changes: Sequence[Change]) -> list[str]:
-    """Megatron-LM flags, one per change; a flag to remove is written as `remove: --flag`."""
-    lines = []
-    for item in _of(changes, "megatron-lm"):
-        if item.to is True or (item.to is False and item.key.startswith("--no-")):
-            lines.append(item.key)
-        elif item.to is False or item.to is None:
-            lines.append(f"remove: {item.key}")
-        elif isinstance(item.to, list):
-            lines.append(" ".join([item.key, *map(str, item.to)]))
-        else:
-            lines.append(f"{item.key} {item.to}")
-    return lines
-
-
-def environment_lines(changes: Sequence[Change]) -> list[str]:
-    """Shell lines that set the environment variables."""
-    return [f"export {item.key}={item.to}" for item in _of(changes, "env")]
-
-
-def _of(changes: Sequence[Change], framework: str) -> list[Change]:
-    return [item for item in changes if item.framework == framework]
-
-
-def _hydra(value: Any) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return "[" + ",".join(map(str, value)) + "]"
-    return str(value)
 
 
 def _since(spec: ChangeSpec, key: KnownKey) -> str | None:

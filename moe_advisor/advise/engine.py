@@ -8,11 +8,12 @@ from typing import Any
 
 import msgspec
 
+from moe_advisor import paste
 from moe_advisor.advise import changes as spelling
 from moe_advisor.advise import checks
 from moe_advisor.advise.expressions import Answer, Context, Evaluator, Truth, evaluate
 from moe_advisor.advise.facts import Facts, effective, questions
-from moe_advisor.advise.plan import Planned, order
+from moe_advisor.advise.plan import Plan, Planned, order
 from moe_advisor.advise.rule import (
     ChangeSpec,
     ConflictSpec,
@@ -26,6 +27,7 @@ from moe_advisor.result import (
     Condition,
     Estimate,
     Evidence,
+    PlanChange,
     PlanStep,
     Recommendation,
     RuleOutcome,
@@ -51,6 +53,8 @@ class Advice:
     plan: list[PlanStep]
     violations: list[str] = field(default_factory=list)
     """Validations that the configuration would break once the whole plan is applied."""
+    change: PlanChange | None = None
+    """All settings of the plan as one change to paste, with its check."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,53 @@ def advise(
                 planned.append(Planned(rule, found, specs))
     plan = order(planned, facts, context, combine)
     broken = [f"{item.check.text}: {item.check.consequence}" for item in plan.violations]
-    return Advice(outcomes, plan.recommendations, plan.steps, broken)
+    change = whole_plan(plan, facts, context)
+    return Advice(outcomes, plan.recommendations, plan.steps, broken, change)
+
+
+def whole_plan(plan: Plan, facts: Facts, context: Context) -> PlanChange | None:
+    """The settings of all steps as one change, and what the validations say of the result.
+
+    None where no step changes a setting of a framework or a variable.
+    """
+    steps = {step.rules[0] for step in plan.steps}
+    made = {
+        (change.framework, change.key): change
+        for found in plan.recommendations
+        if found.rule in steps
+        for change in found.changes
+        if change.framework not in ("pytorch", "job")
+    }
+    if not made:
+        return None
+    specs = [spec for name, own in plan.specs.items() if name in steps for spec in own]
+    states = [
+        (check, evaluate(check.violated, {**context, "c": plan.config}))
+        for check in checks.touching(specs, checks.spoken(context["c"].get("framework")))
+    ]
+    changes = list(made.values())
+    words = {"requires": "needs", "conflicts": "not with"}
+    broken = [
+        f"{words[check.kind]} {_prose(check.text)}: {_prose(check.consequence)}"
+        for check, answer in states
+        if answer.truth is Truth.YES
+    ]
+    unknown = [
+        f"{words[check.kind]} {_prose(check.text)}: {questions(answer.missing, facts)}"
+        for check, answer in states
+        if answer.truth in (Truth.UNKNOWN, Truth.ERROR)
+    ]
+    return PlanChange(
+        megatron_bridge=paste.bridge_python(changes),
+        bridge_overrides=paste.bridge_overrides(changes),
+        megatron_lm=paste.megatron_lm_flags(changes),
+        environment=paste.environment_lines(changes),
+        remarks=paste.remarks(changes),
+        checked=len(states),
+        passed=len(states) - len(broken) - len(unknown),
+        unknown=unknown,
+        broken=broken,
+    )
 
 
 def judge(
@@ -139,7 +189,7 @@ def recommend(
         missing = [
             msgspec.structs.replace(change, note=change.note or f"needed: {state.condition.text}")
             for state in states
-            if state.broken
+            if state.condition.state == "unmet"
             for change in state.resolve
             if change.key not in {item.key for item in [*specs, *added]}
         ]
@@ -157,7 +207,7 @@ def recommend(
         made += spelt
         if problem:
             obstacles.append(problem)
-    estimate = _estimate(rule, estimates)
+    estimate = _estimate(rule, estimates, facts)
     withheld = _withheld(rule, states, obstacles, specs, before, estimate, scope, evaluator)
     recommendation = Recommendation(
         rule=rule.id,
@@ -175,7 +225,7 @@ def recommend(
         estimate=estimate,
         evidence=[_evidence(item) for item in rule.evidence],
         counter_evidence=[_evidence(item) for item in rule.counter_evidence],
-        verify=_prose(rule.verify),
+        verify=fill(rule.verify, scope),
         known_problems=[_prose(item) for item in rule.known_problems],
         references=list(rule.references),
         withheld=withheld,
@@ -247,7 +297,11 @@ def _active(specs: Sequence[ChangeSpec], scope: Context, evaluator: Evaluator) -
     for spec in specs:
         truth = Truth.YES if spec.when is None else evaluator(spec.when, scope).truth
         if isinstance(spec.to, str):
+            if any(leaf not in scope.get(root, {}) for root, leaf, _ in _PLACE.findall(spec.to)):
+                continue  # a value to paste that depends on an unknown one is no value
             spec = msgspec.structs.replace(spec, to=fill(spec.to, scope))
+        elif spec.drop is not None:
+            spec = msgspec.structs.replace(spec, to=_edited(spec, scope["c"]), drop=None)
         place = (spec.framework, spec.key)
         if truth is Truth.YES:
             active[place] = spec
@@ -257,12 +311,19 @@ def _active(specs: Sequence[ChangeSpec], scope: Context, evaluator: Evaluator) -
     return list(active.values())
 
 
+def _edited(spec: ChangeSpec, config: Mapping[str, Any]) -> list[Any]:
+    """The list after the change: present items stay, those to drop go, new ones are added."""
+    present = config.get(spec.key)
+    kept = [item for item in present or () if item not in (spec.drop or ())]
+    return kept + [item for item in spec.to if item not in kept]
+
+
 def _conditions(
     rule: Rule, specs: Sequence[ChangeSpec], after: Context, facts: Facts, evaluator: Evaluator
 ) -> list[_State]:
     states = [_require(item, after, facts, evaluator) for item in rule.requires]
     states += [_conflict(item, after, facts, evaluator) for item in rule.conflicts]
-    framework = after["c"].get("framework")
+    framework = checks.spoken(after["c"].get("framework"))
     for check in checks.touching(specs, framework):
         spec = ConflictSpec(
             text=check.text,
@@ -322,10 +383,15 @@ def _version(facts: Facts) -> object:
     return given.value if given else None
 
 
-def _estimate(rule: Rule, estimates: Mapping[str, Estimate]) -> Estimate:
+def _estimate(rule: Rule, estimates: Mapping[str, Estimate], facts: Facts) -> Estimate:
     name = rule.estimate.whatif
     if name is None:
-        return Estimate(status="not_measured", reason=_prose(rule.estimate.reason or ""))
+        reason = _prose(rule.estimate.reason or "")
+        most = facts.m.get(rule.estimate.bound or "")
+        if most is None:
+            return Estimate(status="not_measured", reason=reason)
+        most_ms = round(most * rule.estimate.share, 6)
+        return Estimate(status="estimated", low_ms=0.0, high_ms=most_ms, basis=reason)
     found = estimates.get(name)
     if found is None:
         return Estimate(status="not_measured", reason=f"the what-if {name!r} gave no estimate")

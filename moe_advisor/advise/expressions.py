@@ -72,7 +72,7 @@ def check_source(source: str, extra: Collection[str] = ()) -> str | None:
     bound = set(re.findall(r"(?:all|exists|exists_one|map|filter)\s*\(\s*(\w+)\s*,", source))
     unknown = [name for name in unknown if name not in bound]
     if unknown:
-        return f"unknown name {unknown[0]!r}; use {', '.join(ROOTS)}"
+        return f"unknown name {unknown[0]!r}; use {', '.join((*ROOTS, *extra))}"
     return None
 
 

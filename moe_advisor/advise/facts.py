@@ -6,6 +6,7 @@ from typing import Any
 
 from moe_advisor.advise import hardware
 from moe_advisor.advise.expressions import Context
+from moe_advisor.ingest.run_config import OTHER_KEYS
 from moe_advisor.keys import known, release
 from moe_advisor.result import ConfigValue, MetricValue, Walls
 
@@ -58,6 +59,19 @@ _SHARES = {
 """Trace facts that are a metric's share of the step, filled where the trace part is silent."""
 
 
+_NEVER_NONE = frozenset(
+    {
+        "global_batch_size", "hidden_size", "log_interval", "micro_batch_size",
+        "num_attention_heads", "num_layers", "seq_length", "world_size",
+    }
+)  # fmt: skip
+"""Settings that every run has: one printed as None was not settled yet, and is unknown."""
+
+_SIZES = ("ep_size", "pp_size", "tp_size", "cp_size")
+_GIVEN = ("config", "log", "command-line")
+"""Sources of a configuration that someone gave, unlike what the trace shows."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """Everything a rule may look at. A name that is not there is unknown, never zero."""
@@ -73,7 +87,8 @@ class Facts:
 
 def infer_config(t: Mapping[str, Any]) -> dict[str, ConfigValue]:
     """Configuration values that the trace itself shows, with source `trace`."""
-    found: dict[str, Any] = {
+    found: dict[str, Any] = {"framework": t["framework"]} if t.get("framework") else {}
+    found |= {
         key: t[name]
         for name, key in (
             ("ep_size", "expert_model_parallel_size"),
@@ -124,7 +139,11 @@ def merge_config(*configs: Mapping[str, ConfigValue]) -> dict[str, ConfigValue]:
 def effective(facts: Facts) -> Context:
     """The maps that expressions see: given values first, then what follows from them."""
     merged = merge_config(infer_config(facts.t), facts.c)
-    c = {key: _clean(key, item.value) for key, item in merged.items()}
+    c = {
+        key: _clean(key, item.value)
+        for key, item in merged.items()
+        if item.value is not None or key not in _NEVER_NONE
+    }
     if c.get("recompute_granularity") == "selective" and c.get("recompute_modules") == []:
         c["recompute_modules"] = ["core_attn"]  # the framework's default
     if any(item.source in ("config", "log") for item in facts.c.values()):
@@ -135,6 +154,9 @@ def effective(facts: Facts) -> Context:
         hw |= hardware.lookup(str(c["gpu_name"]))
     m = dict(facts.m)
     t = {key: value for key, value in facts.t.items() if value is not None}
+    # What the trace shows, before the configuration fills the gaps: for contradictions.
+    t |= {f"seen_{key}": t[key] for key in _SIZES if key in t}
+    t["config_given"] = any(item.source in _GIVEN for item in facts.c.values())
     _derive(t, m, c, hw, facts.metric_status)
     walls: dict[str, Any] = {}
     if facts.walls is not None:
@@ -290,6 +312,11 @@ _TRACE_QUESTIONS = {
     "profiler_overhead_share": "give the training log with --log FILE: it holds the unprofiled "
     "step time",
     "imbalance_sticky": "give the traces of all ranks of an expert group, with at least two steps",
+    "peer_access": "look at nvidia-smi topo -m",
+    **dict.fromkeys(
+        ("seen_ep_size", "seen_pp_size", "seen_tp_size", "seen_cp_size"),
+        "the trace has no process groups to compare with",
+    ),
     "emit_nvtx": "capture host ranges: nsys profile --trace=cuda,nvtx",
 }
 _TRACE_QUESTIONS |= dict.fromkeys(
@@ -329,15 +356,18 @@ def _ask_config(*keys: str) -> str:
     return f"give --config FILE, or {wanted}"
 
 
+_FORMS = {"bool": "true|false", "int": "N", "float": "X"}
+
+
 def _value_form(key: str) -> str:
     known_key = known().get(key)
     if key in VERSION_KEYS:
         value = "X.Y"
     elif known_key is None:
-        value = "N" if key.endswith("_size") else "VALUE"
+        value = _FORMS.get(OTHER_KEYS.get(key, ""), "VALUE")
     elif known_key.values:
         none = known_key.default is None and "none" not in known_key.values
         value = "|".join([*known_key.values, *(["none"] if none else [])])
     else:
-        value = {"bool": "true|false", "int": "N", "float": "X"}.get(known_key.kind, "VALUE")
+        value = _FORMS.get(known_key.kind, "VALUE")
     return value

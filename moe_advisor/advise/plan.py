@@ -52,6 +52,9 @@ LIMITER_TOPICS: Mapping[str, tuple[str, ...]] = {
 }
 """Topics of rules that act on each part of a wall, for rules without a what-if."""
 
+UNDONE_SHARE = 0.02
+"""Replays of the same changes in another order differ by less than this share of the gain."""
+
 Combine = Callable[[tuple[str, ...]], Estimate | None]
 
 
@@ -71,6 +74,8 @@ class Plan:
     recommendations: list[Recommendation]
     steps: list[PlanStep]
     config: dict[str, Any]
+    specs: dict[str, tuple[ChangeSpec, ...]]
+    """Rule id of each recommendation -> the settings it wants."""
     violations: list[checks.Violation]
     """Validations that the resulting configuration breaks; known ones only."""
 
@@ -94,11 +99,13 @@ def order(
     found: dict[str, Recommendation] = {}
     config: dict[str, Any] = dict(context["c"])
     setters: dict[str, str] = {}
+    priced: list[Recommendation] = []
+    combine = _remembering(combine)
     for item in _after_needs(by_key, by_id):
         name = item.rule.id
         recommendation = item.found
         owner = owners.get(name)
-        if owner and not recommendation.withheld:
+        if owner:
             reason = f"a symptom of {by_id[owner].rule.title!r}: change that first, measure again"
             recommendation = msgspec.structs.replace(recommendation, withheld=reason)
         if not recommendation.withheld and name not in choices:
@@ -106,12 +113,14 @@ def order(
             if rival:
                 choices[name] = rival
             else:
-                clash = _clash(item, config, context)
+                clash = _clash(item, config, context) or _undone(recommendation, priced, combine)
                 if clash:
                     recommendation = msgspec.structs.replace(recommendation, withheld=clash)
                 else:
                     config = apply(config, item.specs)
                     setters |= {spec.key: name for spec in _settings(item)}
+                    if recommendation.wall != "capture":
+                        priced.append(recommendation)
         found[name] = msgspec.structs.replace(recommendation, alternative_to=choices.get(name))
     # What should not be done yet comes after what should, in the same order otherwise.
     sequence = sorted(found.values(), key=lambda item: item.withheld is not None)
@@ -122,6 +131,7 @@ def order(
         recommendations=ranked,
         steps=_steps(ranked, owners, choices, context, combine),
         config=config,
+        specs={item.rule.id: item.specs for item in planned},
         violations=list(checks.violations({**context, "c": config})),
     )
 
@@ -150,11 +160,56 @@ def _clash(item: Planned, config: Mapping[str, Any], context: Context) -> str | 
     return f"together with the changes before it: {word} {check.text}: {check.consequence}"
 
 
+def _remembering(combine: Combine | None) -> Combine | None:
+    """The same, simulating no set of changes twice."""
+    if combine is None:
+        return None
+    known: dict[tuple[str, ...], Estimate | None] = {}
+
+    def remembered(names: tuple[str, ...]) -> Estimate | None:
+        if names not in known:
+            known[names] = combine(names)
+        return known[names]
+
+    return remembered
+
+
+def _undone(
+    found: Recommendation, before: Sequence[Recommendation], combine: Combine | None
+) -> str | None:
+    """Why this change takes back what those before it gain, or None."""
+    names = {one.whatif for one in before if one.whatif and _has_gain(one.estimate)}
+    if combine is None or not names or not found.whatif or found.whatif in names:
+        return None
+    if not _has_gain(found.estimate):
+        return None
+    alone = names.pop() if len(names) == 1 else None
+    without = (
+        next(one.estimate for one in before if one.whatif == alone)
+        if alone
+        else combine(tuple(sorted(names)))
+    )
+    together = combine(tuple(sorted({found.whatif, *names, *([alone] if alone else [])})))
+    if without is None or together is None:
+        return None
+    most, now = without.expected_ms, together.expected_ms
+    if most is None or now is None or now >= most - UNDONE_SHARE * most:
+        return None
+    return (
+        f"the changes before it gain {most:.1f} ms without this one and {now:.1f} ms with it: "
+        "try it once they are in place"
+    )
+
+
+def _has_gain(estimate: Estimate) -> bool:
+    return estimate.status != "not_measured" and estimate.expected_ms is not None
+
+
 def _sort_key(item: Planned, facts: Facts) -> tuple[int, ...]:
-    """Current wall, what limits it, phase of the workflow, severity, gain."""
+    """Current wall, what limits it, phase of the workflow; in a phase gains before checks."""
     wall = facts.walls.verdict if facts.walls else None
     limiter = facts.walls.limiter if facts.walls else None
-    gain = item.found.estimate.expected_ms or 0.0
+    kind, gain = _worth(item)
     current = 0 if item.rule.wall == wall else 1
     if item.rule.wall == "capture":
         current = 2
@@ -162,9 +217,25 @@ def _sort_key(item: Planned, facts: Facts) -> tuple[int, ...]:
         current,
         0 if _acts_on(item.rule, limiter or "") else 1,
         _PHASES[item.rule.phase],
-        _SEVERITIES[item.rule.severity],
+        kind,
         -round(gain * 1000),
+        _SEVERITIES[item.rule.severity],
     )
+
+
+def _worth(item: Planned) -> tuple[int, float]:
+    """0 for an expected gain, 1 for one that may be a loss or is known by its bound or from others.
+
+    2 for none. The ms go with it, as far as there are any.
+    """
+    estimate = item.found.estimate
+    if estimate.expected_ms is not None:
+        may_lose = estimate.low_ms is not None and estimate.low_ms < 0
+        return (1 if may_lose else 0), estimate.expected_ms
+    if estimate.high_ms is not None:
+        return 1, estimate.high_ms
+    published = any((found.change_share or 0.0) < 0 for found in item.found.evidence)
+    return (1 if published else 2), 0.0
 
 
 def _acts_on(rule: Rule, limiter: str) -> bool:

@@ -26,7 +26,7 @@ _LAYOUT = {
 
 @dataclass(frozen=True, slots=True)
 class ReferencePoint:
-    """One published run with what differs: layout key -> (published, here)."""
+    """One published run with what differs in layout and flags: key -> (published, here)."""
 
     model: str
     gpu: str
@@ -82,11 +82,12 @@ def points_for(
 
 
 def _point(row: Mapping[str, Any], config: Mapping[str, Any]) -> ReferencePoint:
-    layout = {name: row[name] for name in _LAYOUT}
+    layout = {name: row[name] for name in _LAYOUT if name in row}
+    there = {_LAYOUT[name]: value for name, value in layout.items()} | row.get("flags", {})
     differences = {
-        key: (row[name], config[key])
-        for name, key in _LAYOUT.items()
-        if key in config and config[key] != row[name]
+        key: (value, config[key])
+        for key, value in there.items()
+        if key in config and config[key] != value
     }
     return ReferencePoint(
         model=row["model"],

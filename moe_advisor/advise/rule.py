@@ -67,6 +67,8 @@ class ChangeSpec(_Spec, frozen=True, kw_only=True):
 
     key: str
     to: Any
+    drop: list[str] | None = None
+    """Of a list: `to` is added to the present items and these are taken out, all others stay."""
     framework: Framework | None = None
     when: str | None = None
     since: str | None = None
@@ -103,10 +105,15 @@ class EvidenceSpec(_Spec, frozen=True, kw_only=True):
 
 
 class EstimateSpec(_Spec, frozen=True, kw_only=True):
-    """The what-if that prices the change, or why there is none."""
+    """The what-if that prices the change, or why there is none.
+
+    `bound` names the metric, in ms per step, of which `share` is the most the change can gain.
+    """
 
     whatif: str | None = None
     reason: str | None = None
+    bound: str | None = None
+    share: float = 1.0
 
 
 class WithholdSpec(_Spec, frozen=True, kw_only=True):
@@ -305,8 +312,10 @@ def change_problem(change: ChangeSpec) -> str | None:
     key = known().get(change.key)
     if key is None:
         return f"unknown configuration key {change.key!r}"
+    if change.drop is not None and (key.kind != "list" or not isinstance(change.to, list)):
+        return f"{change.key}: drop is for lists only"
     wanted = change.to if isinstance(change.to, list) else [change.to]
-    for value in wanted:
+    for value in [*wanted, *(change.drop or ())]:
         if key.values and isinstance(value, str) and value not in key.values:
             return f"{change.key} has no value {value!r}; it has {', '.join(key.values)}"
     return None
@@ -338,6 +347,11 @@ def _problems(rule: Rule, stem: str | None) -> Iterator[tuple[list[str | int], s
         yield ["estimate", "whatif"], f"unknown what-if; use one of {', '.join(WHATIFS)}"
     if (rule.estimate.whatif is None) == (rule.estimate.reason is None):
         yield ["estimate"], "give either whatif, or the reason why there is none"
+    bound = rule.estimate.bound
+    if bound is not None and (bound not in METRICS or METRICS[bound].unit != "ms/step"):
+        yield ["estimate", "bound"], f"{bound!r} is no metric in ms/step"
+    elif bound is not None and rule.estimate.reason is None:
+        yield ["estimate", "bound"], "goes with a reason, not with a what-if"
     for place, change in all_changes(rule):
         problem = change_problem(change)
         if problem:
@@ -397,8 +411,11 @@ def _at(text: str, where: str, parts: Sequence[str | int], message: str) -> str:
 def _line_of(text: str, parts: Sequence[str | int]) -> int:
     import yaml
 
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
     line = 1
+    try:
+        node = yaml.compose(text, Loader=safe_yaml.loader())
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return line
     for part in parts:
         child = None
         if isinstance(node, yaml.MappingNode):

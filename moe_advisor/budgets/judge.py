@@ -8,7 +8,7 @@ be measured, and an estimate whose range the budget divides.
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any, get_args
 
@@ -44,10 +44,18 @@ Place = tuple[str, dict[str, float], dict[str, tuple[float, float]], dict[str, s
 """Words for a rank or step, its metrics, the ranges of estimates, why others are absent."""
 
 
-def validate(budgets: Sequence[Budget]) -> None:
-    """Raises ConfigError for an expression that can't be used or names what does not exist."""
+def validate(
+    budgets: Sequence[Budget],
+    rules: Collection[str] | None = None,
+    keys: Collection[str] | None = None,
+) -> None:
+    """Raises ConfigError for an expression that can't be used or names what does not exist.
+
+    `rules` and `keys` are all the rules and configuration keys that the run can have; None where
+    only the run itself can tell.
+    """
     for one in budgets:
-        where = f"{one.source}: budget {one.name!r}"
+        where = one.where
         if wrong := check_source(one.expect, EXTRA):
             raise ConfigError(f"{where}: {wrong}")
         text = _STRING.sub("''", one.expect)
@@ -68,44 +76,73 @@ def validate(budgets: Sequence[Budget]) -> None:
                 near = get_close_matches(quoted[1:-1], verdicts, 1)
                 hint = f"; did you mean {near[0]!r}?" if near else f": use {', '.join(verdicts)}"
                 raise ConfigError(f"{where}: there is no verdict {quoted[1:-1]!r}{hint}")
+        if keys is not None:
+            _refuse_keys(one, keys)
+        if rules is not None:
+            _refuse_rules(one, rules)
 
 
-def judge(budgets: Sequence[Budget], result: Result) -> list[Judged]:
-    """The outcome of every budget. Raises ConfigError for one that can't be used on this result."""
+def judge(
+    budgets: Sequence[Budget], result: Result, evaluate: Evaluate | None = None
+) -> list[Judged]:
+    """The outcome of every budget, evaluated in a child process unless `evaluate` is given.
+
+    Raises ConfigError for one that can't be used on this result.
+    """
     from moe_advisor.advise.sandbox import Sandbox
 
     validate(budgets)
     for one in budgets:
         _refuse_unknown(one, result)
+    if evaluate is not None:
+        return [_judge(one, result, evaluate) for one in budgets]
     with Sandbox() as sandbox:
         return [_judge(one, result, sandbox) for one in budgets]
 
 
 def _refuse_unknown(budget: Budget, result: Result) -> None:
     """Config keys, trace facts and rules that exist neither anywhere nor in this run."""
-    where = f"{budget.source}: budget {budget.name!r}"
+    _refuse_keys(budget, {*known(), *result.run.config})
     for name in names(budget.expect):
         root, _, leaf = name.partition(".")
-        if root == "c" and leaf not in known() and leaf not in result.run.config:
-            choices = sorted({*known(), *result.run.config})
-            raise ConfigError(f"{where}: there is no {name}{_hint('c', leaf, choices)}")
         if root in ("t", "hw"):
             table = result.run.facts if root == "t" else result.run.hardware
             # The facts have no closed list: a name close to one the run shows is a slip.
             near = [] if leaf in table else get_close_matches(leaf, list(table), 1, cutoff=0.85)
             if near:
-                raise ConfigError(f"{where}: the run has no {name}; did you mean {root}.{near[0]}?")
-    rules = [rule.id for rule in result.rules]
+                raise ConfigError(
+                    f"{budget.where}: the run has no {name}; did you mean {root}.{near[0]}?"
+                )
+    if result.rules:
+        _refuse_rules(budget, [rule.id for rule in result.rules])
+
+
+def _refuse_keys(budget: Budget, keys: Collection[str]) -> None:
+    for name in names(budget.expect):
+        root, _, leaf = name.partition(".")
+        if root == "c" and leaf not in keys:
+            hint = _hint("c", leaf, sorted(keys))
+            raise ConfigError(f"{budget.where}: there is no {name}{hint}")
+
+
+def _refuse_rules(budget: Budget, rules: Collection[str]) -> None:
     for rule in _rules_named(budget.expect):
-        if rules and rule not in rules:
-            near = get_close_matches(rule, rules, 1)
+        if rule not in rules:
+            near = get_close_matches(rule, sorted(rules), 1)
             hint = f"; did you mean {near[0]!r}?" if near else "; see moe-advisor rules list"
-            raise ConfigError(f"{where}: there is no rule {rule!r}{hint}")
+            raise ConfigError(f"{budget.where}: there is no rule {rule!r}{hint}")
+
+
+def uses_rules(budgets: Sequence[Budget]) -> bool:
+    """Whether a budget names a rule, so that knowing all of them is worth reading them."""
+    return any(_rules_named(one.expect) for one in budgets)
 
 
 def _hint(root: str, leaf: str, choices: Sequence[str]) -> str:
     near = get_close_matches(leaf, choices, 1)
-    return f"; did you mean {root}.{near[0]}?" if near else ""
+    if near:
+        return f"; did you mean {root}.{near[0]}?"
+    return f"; use {', '.join(choices)}" if len(choices) <= MAX_PLACES else ""
 
 
 def _rules_named(expect: str) -> list[str]:
@@ -130,7 +167,7 @@ def _judge(budget: Budget, result: Result, evaluate: Evaluate) -> Judged:
     for words, values, ranges, absent in places:
         answer = _answer(budget.expect, result, values, ranges, evaluate)
         if answer.truth is Truth.ERROR:
-            raise ConfigError(f"{budget.source}: budget {budget.name!r}: {answer.error}")
+            raise ConfigError(f"{budget.where}: {answer.error}")
         if answer.truth is Truth.UNKNOWN:
             unknown.append((words, _why(answer, result, absent)))
         elif answer.truth is Truth.NO:

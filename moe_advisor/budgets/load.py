@@ -19,6 +19,22 @@ MAX_BYTES = 1 << 20
 MAX_BUDGETS = 500
 """Each is evaluated for every rank and step; more is a mistake."""
 
+SETTINGS = (
+    "analyze",
+    "whatif",
+    "render",
+    "rules",
+    "check",
+    "compare",
+    "history",
+    "capture",
+    "scrub",
+    "demo",
+    "doctor",
+    "completion",
+)
+"""Tables beside the budgets, one per verb: options, which `moe_advisor.cli.settings` reads."""
+
 _KEYS: dict[str, tuple[str, ...] | None] = {
     "name": None,
     "expect": None,
@@ -40,7 +56,7 @@ def find(folder: Path) -> Path:
         own, project = place / OWN_FILE, place / PROJECT_FILE
         if own.is_file():
             return own
-        if project.is_file() and _section(_toml(project), project.name) is not None:
+        if project.is_file() and section_of(read_toml(project), project.name) is not None:
             return project
     raise ConfigError(
         f"no {OWN_FILE} and no [tool.moe-advisor] in a {PROJECT_FILE} here or above: write one "
@@ -50,13 +66,15 @@ def find(folder: Path) -> Path:
 
 def load(path: Path) -> tuple[Budget, ...]:
     """The budgets of one file, in its order. Raises ConfigError that names file, budget and key."""
-    data = _toml(path)
-    section = _section(data, path.name)
+    data = read_toml(path)
+    section = section_of(data, path.name)
     if section is None:
         raise ConfigError(f"{path.name}: holds no [tool.moe-advisor] table")
     for key in section:
-        if key != "budget":
-            raise ConfigError(f"{path.name}: unknown key {key!r}{_hint(key, ('budget',))}")
+        if key != "budget" and key not in SETTINGS:
+            raise ConfigError(
+                f"{path.name}: unknown key {key!r}{_hint(key, ('budget', *SETTINGS))}"
+            )
     rows = section.get("budget", [])
     if not isinstance(rows, list) or not rows:
         raise ConfigError(f"{path.name}: holds no [[budget]] table: write at least one")
@@ -72,7 +90,8 @@ def load(path: Path) -> tuple[Budget, ...]:
     return budgets
 
 
-def _toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file of ours. Raises ConfigError that names it."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise ConfigError(f"{path.name}: larger than {MAX_BYTES >> 20} MiB: not a budget file")
@@ -86,7 +105,8 @@ def _toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path.name}: not TOML: {text}") from None
 
 
-def _section(data: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+def section_of(data: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    """Our part of a file: all of moe-advisor.toml, [tool.moe-advisor] of pyproject.toml or None."""
     if name != PROJECT_FILE:
         return data
     tool = data.get("tool")

@@ -25,6 +25,13 @@ class Budget:
     source: str = ""
     line: int = 1
 
+    @property
+    def where(self) -> str:
+        """Where it stands, for messages; one of the command line has no name of its own."""
+        if self.source.startswith("--"):
+            return f"{self.source} {self.expect!r}"
+        return f"{self.source}: budget {self.name!r}"
+
 
 @dataclass(frozen=True, slots=True)
 class Judged:

@@ -1,16 +1,23 @@
 """The command line: parses, calls, and turns errors into exit codes."""
 
+import os
 import signal
 import sys
 import threading
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn, cast
 
 import click
 
 from moe_advisor import __version__
 from moe_advisor.errors import MoeAdvisorError
 
-CONTEXT = {"help_option_names": ["-h", "--help"], "auto_envvar_prefix": "MOE_ADVISOR"}
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+SETTINGS_VARIABLE = "MOE_ADVISOR_SETTINGS"
+DEBUG_VARIABLE = "MOE_ADVISOR_DEBUG"
+
+CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 COMMANDS = {
     "analyze": (
@@ -29,7 +36,14 @@ COMMANDS = {
         "capture",
         "Print the profiling command for a framework.",
     ),
+    "scrub": ("moe_advisor.cli.scrub", "scrub", "Write a copy of a trace that is safe to share."),
     "demo": ("moe_advisor.cli.demo", "demo", "Run the main job on a bundled real trace."),
+    "doctor": ("moe_advisor.cli.doctor", "doctor", "Say what is installed here, and what is not."),
+    "completion": (
+        "moe_advisor.cli.completion",
+        "completion",
+        "Print the completion script for a shell.",
+    ),
 }
 """Verb -> where its command lives: a verb's module is imported only when it runs."""
 
@@ -45,9 +59,22 @@ class _LazyGroup(click.Group):
             return None
         from importlib import import_module
 
+        from moe_advisor.cli.options import adopt
+
         module, name, _ = COMMANDS[cmd_name]
         command: click.Command = getattr(import_module(module), name)
-        return command
+        return adopt(command, (cmd_name,))
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
+        if incomplete.startswith("-"):
+            return super().shell_complete(ctx, incomplete)
+        from click.shell_completion import CompletionItem
+
+        return [
+            CompletionItem(name, help=text)
+            for name, (_, _, text) in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):
@@ -56,31 +83,61 @@ class _LazyGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        try:
+        if args[0] in COMMANDS or args[0].startswith("-"):
             return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            from difflib import get_close_matches
+        from difflib import get_close_matches
 
-            near = get_close_matches(args[0], COMMANDS, 1)
-            if near:
-                raise click.UsageError(
-                    f"No such command '{args[0]}'. Did you mean {near[0]}?"
-                ) from None
-            raise error
+        near = get_close_matches(args[0], COMMANDS, 1)
+        hint = f"; did you mean {near[0]}?" if near else f": use {', '.join(COMMANDS)}"
+        raise click.UsageError(f"there is no verb {args[0]!r}{hint}", ctx)
 
 
-@click.group(cls=_LazyGroup, context_settings=CONTEXT)
+@click.group(
+    cls=_LazyGroup,
+    context_settings=CONTEXT,
+    epilog="""\b
+examples:
+  moe-advisor demo
+  moe-advisor analyze run.nsys-rep
+  moe-advisor analyze 'traces/rank*.json.gz' --config run.yaml --log train.log
+  moe-advisor COMMAND --help
+
+\b
+Options also come from the environment, such as $MOE_ADVISOR_ANALYZE_JOBS, and from
+moe-advisor.toml or [tool.moe-advisor] in pyproject.toml, here or above.
+""",
+)
 @click.version_option(__version__, prog_name="moe-advisor")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
-def cli(debug: bool) -> None:
-    r"""Read a profile of Mixture-of-Experts training and say what to change.
-
-    \b
-    moe-advisor analyze run.nsys-rep
-    moe-advisor analyze traces/rank*.json.gz --config run.yaml
-    """
+@click.option(
+    "--settings",
+    metavar="FILE",
+    envvar=SETTINGS_VARIABLE,
+    help="Options file instead of the one found; none reads no file.",
+)
+@click.pass_context
+def cli(ctx: click.Context, debug: bool, settings: str | None) -> None:
+    """Read a profile of Mixture-of-Experts training and say what to change."""
     del debug  # read from the command line by main, for errors of every verb
+    ctx.obj = {"settings": settings}
+    # Help and doctor must work beside a file that is broken.
+    if ctx.invoked_subcommand == "doctor" or {"-h", "--help"} & set(sys.argv[1:]):
+        return
+    from moe_advisor.cli import settings as files
 
+    file = files.chosen(settings)
+    if file is not None:
+        ctx.default_map = files.defaults(file, cast("click.Group", cli), ctx.invoked_subcommand)
+
+
+EXIT_CODES = {
+    0: "Done.",
+    1: "A gate, budget or check that was asked for is not met, or could not be measured.",
+    2: "The command line, a setting, a configuration or an input can't be used.",
+    3: "A bug in the program: please report it with the output of --debug.",
+    130: "Interrupted by Ctrl-C or SIGTERM; no half-written output is left.",
+}
+"""What `main` exits with."""
 
 MESSAGE_LIMIT = 1_000
 """Characters of an error message: what a user typed may be repeated in it, whatever its size."""
@@ -101,7 +158,7 @@ def _terminated(*_: object) -> NoReturn:
 def main(args: list[str] | None = None) -> None:
     """Runs the program and exits: 0 done, 1 gate failed, 2 usage or input, 3 bug, 130 interrupted."""
     arguments = sys.argv[1:] if args is None else args
-    debug = "--debug" in arguments
+    debug = "--debug" in arguments or os.environ.get(DEBUG_VARIABLE, "") not in ("", "0", "false")
     arguments = [argument for argument in arguments if argument != "--debug"]
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminated)
@@ -114,8 +171,17 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
+    except click.UsageError as error:
+        # Called with nothing, the program shows its help, which is not one line.
+        if error.message.startswith("Usage:") or type(error).__name__ == "NoArgsIsHelpError":
+            error.show()
+        else:
+            from moe_advisor.cli.messages import usage
+
+            _say(usage(error))
+        sys.exit(2)
     except click.ClickException as error:
-        error.show()
+        _say(error.format_message())
         sys.exit(2)
     except MemoryError:
         if debug:
@@ -134,9 +200,14 @@ def main(args: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
-    except Exception as error:
-        if debug:
+    except BaseException as error:
+        # polars ends in a PanicException, no Exception, where its own code meets what it can't do.
+        panicked = type(error).__name__ == "PanicException"
+        if debug or not (panicked or isinstance(error, Exception)):
             raise
+        if panicked:
+            _say("the table library gave up on this input: it is damaged, or please report it")
+            sys.exit(2)
         click.echo(
             f"moe-advisor: internal error: {type(error).__name__}; run again with --debug and "
             "report it with the traceback",

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import click
 
-from moe_advisor.cli.outputs import output_options, plan_outputs, show_summary, write_outputs
+from moe_advisor.cli.outputs import (
+    bound_options,
+    output_options,
+    plan_outputs,
+    refuse_from_result,
+    show_summary,
+    write_outputs,
+)
 
 
 @click.command(
@@ -14,6 +21,7 @@ examples:
   moe-advisor analyze run.sqlite --log train.log --set expert_model_parallel_size=8
   moe-advisor analyze 'traces/rank*.json.gz' --config run.yaml -o report/
   moe-advisor analyze traces/ --fail-on 'm.ep_a2a_exposed_share > 0.15'
+  moe-advisor analyze traces/ --format perfetto --format parquet -o out/
 """
 )
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
@@ -76,6 +84,7 @@ examples:
     metavar="EXPR",
     help="Exit 1 if this CEL expression is true or can't be measured.",
 )
+@bound_options
 @output_options
 def analyze(
     paths: tuple[str, ...],
@@ -106,11 +115,16 @@ def analyze(
     PATH is a trace (.nsys-rep, Nsight SQLite or parquet folder, PyTorch JSON or JSON.gz), several,
     a folder of ranks, a glob, or an earlier result.json.
     """
+    from moe_advisor import allocator
+
+    allocator.use_one_arena()  # before the imports below, whose threads take heaps of their own
     from moe_advisor import analysis, remote
-    from moe_advisor.cli.gate import check_gates
+    from moe_advisor.cli.gate import check_gates, parse_gates
     from moe_advisor.ingest import sources
+    from moe_advisor.output.writer import TRACE_KINDS
     from moe_advisor.progress import TerminalLine
 
+    parse_gates(fail_on)
     options = analysis.Options(
         steps=steps,
         step_pattern=step_pattern,
@@ -131,9 +145,28 @@ def analyze(
     with remote.local_copies(paths) as local:
         inputs = sources.find_inputs(local)
         planned = plan_outputs(formats, inputs, folder, force)
+        progress = None if quiet else TerminalLine()
         earlier = analysis.earlier_result(inputs)
-        result = earlier or analysis.analyze(local, options, None if quiet else TerminalLine())
-    written = write_outputs(result, planned, force)
+        if progress and earlier is None:
+            progress.begin([path.stat().st_size for path in inputs if path.is_file()])
+        if earlier is not None:
+            refuse_from_result(planned, inputs[0].name)
+            result = earlier
+            written = write_outputs(result, planned, force)
+        elif any(output.kind in TRACE_KINDS for output in planned):
+            from moe_advisor import exports
+
+            measured = analysis.measure(local, options, progress)
+            result = analysis.result_of(measured, options)
+            written = write_outputs(
+                result,
+                planned,
+                force,
+                lambda kind: exports.writer_of(kind, measured, options, result),
+            )
+        else:
+            result = analysis.analyze(local, options, progress)
+            written = write_outputs(result, planned, force)
     if not quiet and not any(output.path is None for output in planned):
         show_summary(result, written, color)
     check_gates(result, fail_on)

@@ -1,17 +1,17 @@
 """`moe-advisor check`: budgets on a run, for CI."""
 
-import os
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from moe_advisor.cli.loading import analysis_options, load, options_of
+from moe_advisor.cli.loading import analysis_options, options_of
+from moe_advisor.cli.reports import append_step_summary, gate_output_options, plan, write
 
 if TYPE_CHECKING:
-    from moe_advisor.budgets.model import Judged
+    from moe_advisor.analysis import Options
+    from moe_advisor.budgets.model import Budget, Judged
     from moe_advisor.result import Result
 
 FILES = {
@@ -24,18 +24,6 @@ FILES = {
     "result": "result.json",
 }
 """Format -> name of its file under -o."""
-
-
-def _formats(
-    _: click.Context, __: click.Parameter, values: tuple[str, ...]
-) -> list[tuple[str, Path | None]]:
-    found: list[tuple[str, Path | None]] = []
-    for value in values:
-        kind, _sep, path = value.partition("=")
-        if kind not in FILES:
-            raise click.BadParameter(f"unknown format {kind!r}: use {', '.join(FILES)}")
-        found.append((kind, Path(path) if path else None))
-    return found
 
 
 @click.command(
@@ -59,24 +47,9 @@ moe-advisor.toml:
     help="Budget file; else moe-advisor.toml or [tool.moe-advisor] here or above.",
 )
 @analysis_options
-@click.option(
-    "-o",
-    "--output",
-    "folder",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Write every format into this folder.",
+@gate_output_options(
+    FILES, "json, junit, markdown, gitlab, openmetrics, html (the report) or result."
 )
-@click.option(
-    "--format",
-    "formats",
-    multiple=True,
-    callback=_formats,
-    metavar="KIND[=PATH]",
-    help="json, junit, markdown, gitlab, openmetrics, html (the report) or result.",
-)
-@click.option("--force", is_flag=True, help="Replace outputs that exist.")
-@click.option("-q", "--quiet", is_flag=True, help="Only what failed, on standard error.")
 def check(
     paths: tuple[str, ...],
     budgets: str | None,
@@ -90,6 +63,7 @@ def check(
 
     PATH is a trace, a folder of ranks, a glob or an earlier result.json.
     """
+    from moe_advisor import analysis
     from moe_advisor.budgets import judge
     from moe_advisor.budgets import load as files
     from moe_advisor.errors import GateFailed
@@ -98,9 +72,14 @@ def check(
 
     limits = files.load(Path(budgets) if budgets else files.find(Path()))
     judge.validate(limits)  # before the traces are read: a slip costs a second, not a minute
-    planned = plan(formats, folder)
-    writer.refuse(planned, sources.find_inputs(paths), force=force)
-    result = load(paths, options_of(given))
+    planned = plan(formats, folder, FILES)
+    options = options_of(given)
+    inputs = sources.find_inputs(paths)
+    writer.refuse(planned, inputs, force=force)
+    earlier = analysis.earlier_result(inputs)
+    if earlier is None:
+        judge.validate(limits, rules=_rules(limits, options), keys=_keys(options))
+    result = earlier or analysis.analyze(paths, options)
     judged = judge.judge(limits, result)
     write(planned, lambda kind: _render(kind, judged, result), force)
     append_step_summary(lambda: budget_report.markdown(judged))
@@ -116,49 +95,19 @@ def check(
         raise GateFailed(f"{budget_report.headline(judged)}: {some}")
 
 
-def plan(formats: Sequence[tuple[str, Path | None]], folder: Path | None) -> list[Any]:
-    """Where each format goes; with -o and no format, all of them into that folder."""
-    from moe_advisor.output.writer import Output
+def _rules(limits: "Sequence[Budget]", options: "Options") -> list[str] | None:
+    """The ids of all rules that the run will be held against, read only where a budget names one."""
+    from moe_advisor.advise import load_rules
+    from moe_advisor.budgets.judge import uses_rules
 
-    wanted = list(formats) or ([(kind, None) for kind in FILES] if folder else [])
-    return [
-        Output(kind, None)
-        if str(path) == "-"
-        else Output(kind, path or (folder or Path()) / FILES[kind])
-        for kind, path in wanted
-    ]
+    return [rule.id for rule in load_rules(options.rules)] if uses_rules(limits) else None
 
 
-def write(planned: Sequence[Any], render: Callable[[str], str | bytes], force: bool) -> None:
-    """Renders and writes every planned output; `path` None is standard output."""
-    from moe_advisor.output import writer
+def _keys(options: "Options") -> "Collection[str] | None":
+    """All configuration keys that a run can have; None where a file or option may add others."""
+    from moe_advisor.keys import known
 
-    for output in planned:
-        content = render(output.kind)
-        if output.path is None:
-            data = content if isinstance(content, bytes) else content.encode()
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
-        else:
-            writer.write(output.path, content, force=force)
-
-
-def append_step_summary(markdown: Callable[[], str]) -> None:
-    """Adds Markdown to the file that GitHub Actions shows under the job, where it names one.
-
-    A summary that can't be written is a warning: the gate itself must not depend on it.
-    """
-    path = os.environ.get("GITHUB_STEP_SUMMARY")
-    if not path:
-        return
-    try:
-        with Path(path).open("a", encoding="utf-8") as stream:
-            stream.write(markdown() + "\n")
-    except OSError as error:
-        click.echo(
-            f"moe-advisor: warning: $GITHUB_STEP_SUMMARY can't be written: {error.strerror}",
-            err=True,
-        )
+    return None if options.config or options.log or options.values else known()
 
 
 def _render(kind: str, judged: "list[Judged]", result: "Result") -> str | bytes:

@@ -9,7 +9,13 @@ from moe_advisor.cli.outputs import plan_outputs, show_summary, write_outputs
 STEM = "moe-advisor-demo"
 
 
-@click.command()
+@click.command(
+    epilog="""\b
+examples:
+  moe-advisor demo
+  moe-advisor demo -o /tmp/moe -q
+"""
+)
 @click.option(
     "-o",
     "--output",

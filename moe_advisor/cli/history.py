@@ -6,18 +6,32 @@ from typing import Any
 import click
 
 from moe_advisor.cli.loading import analysis_options, load, options_of
+from moe_advisor.cli.reports import refuse_unknown, write
 
 _DB = click.argument("db", metavar="DB", type=click.Path(path_type=Path))
 _BRANCH = click.option("--branch", metavar="NAME", help="Only this branch.")
 _LAST = click.option("--last", type=click.IntRange(1), metavar="N", help="Only the last N runs.")
 
 
-@click.group()
+@click.group(
+    epilog="""\b
+examples:
+  moe-advisor history add runs.db run.moe.json --commit "$SHA"
+  moe-advisor history show runs.db --branch main
+  moe-advisor history html runs.db -o history.html
+"""
+)
 def history() -> None:
     """Keep results over time, show their trend and where it changed."""
 
 
-@history.command()
+@history.command(
+    epilog="""\b
+examples:
+  moe-advisor history add runs.db run.moe.json --branch main --commit "$SHA"
+  moe-advisor history add runs.db traces/ --label nodes=8 --label job=4711
+"""
+)
 @_DB
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option(
@@ -61,7 +75,13 @@ def add(
     click.echo(f"{'Added' if new else 'Already there:'} run {number}")
 
 
-@history.command()
+@history.command(
+    epilog="""\b
+examples:
+  moe-advisor history show runs.db
+  moe-advisor history show runs.db --branch main --last 20
+"""
+)
 @_DB
 @_BRANCH
 @_LAST
@@ -74,7 +94,8 @@ def show(db: Path, branch: str | None, last: int | None) -> None:
 
     rows = store.read(db, branch, last)
     for row in rows:
-        step = value(row.result.metrics["step_ms"].value, "ms/step")
+        metric = row.result.metrics.get("step_ms")
+        step = value(metric.value if metric else None, "ms/step")
         labels = " ".join(f"{key}={text}" for key, text in row.labels.items())
         words = (
             row.added_at,
@@ -94,7 +115,13 @@ def show(db: Path, branch: str | None, last: int | None) -> None:
         click.echo("no runs")
 
 
-@history.command()
+@history.command(
+    epilog="""\b
+examples:
+  moe-advisor history html runs.db
+  moe-advisor history html runs.db --metric step_ms --metric ep_a2a_exposed_ms -o trend.html
+"""
+)
 @_DB
 @_BRANCH
 @_LAST
@@ -113,20 +140,11 @@ def html(
     force: bool,
 ) -> None:
     """Write the trends as one HTML page with change points marked."""
-    from difflib import get_close_matches
-
-    from moe_advisor.cli.check import write
     from moe_advisor.history import store
     from moe_advisor.measure.registry import METRICS
     from moe_advisor.output import history_html, writer
 
-    for name in metrics:
-        if name not in METRICS:
-            near = get_close_matches(name, METRICS, 1)
-            raise click.UsageError(
-                f"--metric {name}: there is no such metric"
-                + (f"; did you mean {near[0]}?" if near else "")
-            )
+    refuse_unknown("--metric", metrics, tuple(METRICS))
     planned = [writer.Output("html", None if str(output) == "-" else output)]
     writer.refuse(planned, [db], force=force)
     rows = store.read(db, branch, last)

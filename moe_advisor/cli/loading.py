@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from moe_advisor.cli.outputs import bound_options, redact_option, redacted
+
 if TYPE_CHECKING:
     from moe_advisor.analysis import Options
     from moe_advisor.result import Result
@@ -25,10 +27,11 @@ def analysis_options(command: Callable[..., Any]) -> Callable[..., Any]:
             click.option("--steps", metavar="A:B", help="Only these steps, counted from 0."),
             click.option("--step-pattern", metavar="REGEX", help="Name of the step ranges."),
             click.option("--nsys", metavar="PROGRAM", envvar="NSYS", help="nsys, for .nsys-rep."),
+            redact_option(),
         )
     ):
         command = option(command)
-    return command
+    return bound_options(command)
 
 
 def options_of(given: dict[str, Any]) -> "Options":
@@ -52,4 +55,4 @@ def load(paths: Sequence[str], options: "Options") -> "Result":
     from moe_advisor.ingest import sources
 
     inputs = sources.find_inputs(paths)
-    return analysis.earlier_result(inputs) or analysis.analyze(paths, options)
+    return redacted(analysis.earlier_result(inputs) or analysis.analyze(paths, options))

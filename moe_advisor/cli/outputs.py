@@ -3,15 +3,16 @@
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
 from moe_advisor.result import Result
 
-FORMATS = ("html", "json", "markdown", "junit", "text")
+FORMATS = ("html", "json", "markdown", "junit", "text", "perfetto", "parquet", "csv")
 DEFAULT_FORMATS = ("html", "json")
 MAX_COLUMNS = 100
 
@@ -33,6 +34,64 @@ def parse_format(
     return found
 
 
+_REDACTION = "moe_advisor.redact"
+
+
+def redact_option() -> Callable[..., Any]:
+    """--redact, for every verb that shows a result; `redacted` applies it."""
+
+    def keep(context: click.Context, _: click.Parameter, value: str | None) -> None:
+        context.meta[_REDACTION] = value
+
+    return click.option(
+        "--redact",
+        type=click.Choice(["strict"]),
+        callback=keep,
+        expose_value=False,
+        help="Hide names of files, steps, ranges and process groups, and kernels' arguments.",
+    )
+
+
+def redacted(result: Result) -> Result:
+    """`result` as the running verb's --redact asks for it."""
+    context = click.get_current_context(silent=True)
+    if context is None or context.meta.get(_REDACTION) is None:
+        return result
+    from moe_advisor.output import redact
+
+    return redact.strict(result)
+
+
+def bound_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """--max-file, --max-seconds and --max-memory, for every verb that reads traces."""
+
+    def keep(context: click.Context, parameter: click.Parameter, value: float | None) -> None:
+        if value is None:
+            return
+        from dataclasses import replace
+
+        from moe_advisor import bounded
+
+        names = {"max_file": "file_gib", "max_seconds": "query_s", "max_memory": "memory_gib"}
+        bounds = replace(bounded.current(), **{names[str(parameter.name)]: value})
+        context.with_resource(bounded.using(bounds))
+
+    for name, unit, text in (
+        ("--max-memory", "GIB", "End once so much memory is in use (nine tenths of the machine)."),
+        ("--max-seconds", "SECONDS", "Longest time for the queries of one SQLite input (1800)."),
+        ("--max-file", "GIB", "Largest input that is read (64)."),
+    ):
+        command = click.option(
+            name,
+            type=click.FloatRange(0, min_open=True),
+            metavar=unit,
+            callback=keep,
+            expose_value=False,
+            help=text,
+        )(command)
+    return command
+
+
 def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
     """-o, --format, --force, --quiet and --color, for every verb that writes outputs."""
     for option in reversed(
@@ -51,9 +110,11 @@ def output_options(command: Callable[..., Any]) -> Callable[..., Any]:
                 multiple=True,
                 callback=parse_format,
                 metavar="KIND[=PATH]",
-                help="html, json, markdown, junit or text; html and json by default.",
+                help="html, json, markdown, junit, text; from a trace also perfetto, parquet, csv. "
+                "html and json by default.",
             ),
             click.option("--force", is_flag=True, help="Replace outputs that exist."),
+            redact_option(),
             click.option("-q", "--quiet", is_flag=True, help="No summary and no progress."),
             click.option(
                 "--color",
@@ -84,6 +145,8 @@ def plan_outputs(
 
 def render_one(result: Result, kind: str) -> bytes | str:
     """One output as its whole content."""
+    from moe_advisor.privacy import no_commands
+
     if kind == "json":
         from moe_advisor.output import json_output
 
@@ -95,37 +158,94 @@ def render_one(result: Result, kind: str) -> bytes | str:
     if kind == "markdown":
         from moe_advisor.output import markdown
 
-        return markdown.render(result)
+        return no_commands(markdown.render(result))
     if kind == "junit":
         from moe_advisor.output import junit
 
         return junit.render(result)
     from moe_advisor.output import text
 
-    return text.render(result, width=MAX_COLUMNS, color=False, unicode=True)
+    return no_commands(text.render(result, width=MAX_COLUMNS, color=False, unicode=True))
 
 
-def write_outputs(result: Result, planned: Sequence[Any], force: bool) -> list[Path]:
-    """Renders and writes everything planned; returns the files written."""
+Fill = Callable[[IO[bytes]], None]
+
+
+def write_outputs(
+    result: Result,
+    planned: Sequence[Any],
+    force: bool,
+    from_trace: Callable[[str], Fill] | None = None,
+) -> list[Path]:
+    """Renders and writes everything planned; returns the files written.
+
+    `from_trace` gives what fills a file of one of the kinds that a result does not hold.
+    """
     from moe_advisor.output import writer
 
+    shown = redacted(result)
     written = []
     for output in planned:
-        content = render_one(result, output.kind)
+        content: bytes | str | Fill
+        if output.kind in writer.TRACE_KINDS:
+            if from_trace is None:
+                raise _no_activities(output.kind)
+            if shown is not result:
+                raise _names_left(output.kind)
+            content = from_trace(output.kind)
+        else:
+            content = render_one(shown, output.kind)
         if output.path is None:
-            data = content.encode() if isinstance(content, str) else content
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
+            _to_stdout(content)
         else:
             writer.write(output.path, content, force=force)
             written.append(output.path)
     return written
 
 
+def _names_left(kind: str) -> Exception:
+    from moe_advisor.errors import OutputError
+
+    return OutputError(
+        f"--format {kind} writes every activity with its name: leave it or --redact out, or give "
+        "it the output of moe-advisor scrub"
+    )
+
+
+def _to_stdout(content: bytes | str | Fill) -> None:
+    if callable(content):
+        with tempfile.TemporaryFile() as file:  # a table is written with seeks, a pipe has none
+            content(file)
+            file.seek(0)
+            shutil.copyfileobj(file, sys.stdout.buffer)
+    else:
+        sys.stdout.buffer.write(content.encode() if isinstance(content, str) else content)
+    sys.stdout.buffer.flush()
+
+
+def refuse_from_result(planned: Sequence[Any], name: str) -> None:
+    """Raises OutputError where a planned output needs the trace and `name` is a result."""
+    from moe_advisor.output import writer
+
+    for output in planned:
+        if output.kind in writer.TRACE_KINDS:
+            raise _no_activities(output.kind, name)
+
+
+def _no_activities(kind: str, name: str = "the input") -> Exception:
+    from moe_advisor.errors import OutputError
+
+    return OutputError(
+        f"{name}: is a result, which does not hold every activity: give the trace for "
+        f"--format {kind}"
+    )
+
+
 def show_summary(result: Result, written: Sequence[Path], color: str) -> None:
     """The story in one screen on standard output, plain when piped."""
     from moe_advisor.output import text
 
+    result = redacted(result)
     terminal = sys.stdout.isatty()
     colored = color == "always" or (
         color == "auto"
@@ -134,9 +254,13 @@ def show_summary(result: Result, written: Sequence[Path], color: str) -> None:
     )
     width = min(shutil.get_terminal_size((MAX_COLUMNS, 24)).columns, MAX_COLUMNS)
     unicode = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
+    from moe_advisor.privacy import no_commands
+
     click.echo(
-        text.render(
-            result, width=width if terminal else MAX_COLUMNS, color=colored, unicode=unicode
+        no_commands(
+            text.render(
+                result, width=width if terminal else MAX_COLUMNS, color=colored, unicode=unicode
+            )
         ),
         nl=False,
         color=colored,

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import click
 
-from moe_advisor.cli.outputs import output_options, plan_outputs, show_summary, write_outputs
+from moe_advisor.cli.outputs import (
+    output_options,
+    plan_outputs,
+    refuse_from_result,
+    show_summary,
+    write_outputs,
+)
 
 
 @click.command(
@@ -35,6 +41,7 @@ def render(
         raise InputError(f"{inputs[0].name}: not a result: give the .moe.json that analyze wrote")
     wanted = formats or [("html", None)]
     planned = plan_outputs(wanted, inputs, folder, force)
+    refuse_from_result(planned, inputs[0].name)
     written = write_outputs(result, planned, force)
     if not quiet and not any(output.path is None for output in planned):
         show_summary(result, written, color)

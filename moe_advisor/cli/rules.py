@@ -5,13 +5,34 @@ from pathlib import Path
 import click
 
 
-@click.group()
+@click.group(
+    epilog="""\b
+examples:
+  moe-advisor rules list
+  moe-advisor rules show exposed-expert-all-to-all
+  moe-advisor rules test my-rules/
+"""
+)
 def rules() -> None:
     """The rules: what moe-advisor can recommend, and on what grounds."""
 
 
-@rules.command("list")
-@click.option("--rules", "folders", multiple=True, type=click.Path(path_type=Path), metavar="DIR")
+@rules.command(
+    "list",
+    epilog="""\b
+examples:
+  moe-advisor rules list
+  moe-advisor rules list --rules my-rules/
+""",
+)
+@click.option(
+    "--rules",
+    "folders",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Rules of your own: add, override, disable.",
+)
 def list_rules(folders: tuple[Path, ...]) -> None:
     """List all rules by topic."""
     from moe_advisor.advise import load_rules
@@ -27,9 +48,23 @@ def list_rules(folders: tuple[Path, ...]) -> None:
     click.echo(f"{len(found)} rules")
 
 
-@rules.command("show")
+@rules.command(
+    "show",
+    epilog="""\b
+examples:
+  moe-advisor rules show exposed-expert-all-to-all
+  moe-advisor rules show my-rule --rules my-rules/
+""",
+)
 @click.argument("rule_id", metavar="ID")
-@click.option("--rules", "folders", multiple=True, type=click.Path(path_type=Path), metavar="DIR")
+@click.option(
+    "--rules",
+    "folders",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Rules of your own: add, override, disable.",
+)
 def show(rule_id: str, folders: tuple[Path, ...]) -> None:
     """Show one rule: what, why, when not, how to apply and verify, sources."""
     import difflib
@@ -46,7 +81,14 @@ def show(rule_id: str, folders: tuple[Path, ...]) -> None:
     click.echo(page(by_id[rule_id]), nl=False)
 
 
-@rules.command("validate")
+@rules.command(
+    "validate",
+    epilog="""\b
+examples:
+  moe-advisor rules validate
+  moe-advisor rules validate my-rules/
+""",
+)
 @click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
 def validate(folder: Path | None) -> None:
     """Check the format of all rule files in DIR (the shipped rules without it)."""
@@ -57,7 +99,14 @@ def validate(folder: Path | None) -> None:
     click.echo(f"{len(found)} rule files are valid")
 
 
-@rules.command("test")
+@rules.command(
+    "test",
+    epilog="""\b
+examples:
+  moe-advisor rules test
+  moe-advisor rules test my-rules/ --verbose
+""",
+)
 @click.argument("folder", metavar="[DIR]", required=False, type=click.Path(path_type=Path))
 @click.option("-v", "--verbose", is_flag=True, help="Print the reason of every case.")
 def test(folder: Path | None, verbose: bool) -> None:
@@ -93,9 +142,22 @@ def test(folder: Path | None, verbose: bool) -> None:
         raise GateFailed(f"{failures} of {len(results)} rule cases failed")
 
 
-@rules.command("docs")
+@rules.command(
+    "docs",
+    epilog="""\b
+examples:
+  moe-advisor rules docs
+  moe-advisor rules docs --check
+""",
+)
 @click.option(
-    "-o", "--output", "folder", default="docs/rules", type=click.Path(path_type=Path), metavar="DIR"
+    "-o",
+    "--output",
+    "folder",
+    default="docs/rules",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder of the pages.",
 )
 @click.option("--check", is_flag=True, help="Write nothing; exit 1 if a page is out of date.")
 def docs(folder: Path, check: bool) -> None:
@@ -115,7 +177,13 @@ def docs(folder: Path, check: bool) -> None:
     click.echo(f"{len(found) + 1} pages, {len(changed)} changed")
 
 
-@rules.command("schema")
+@rules.command(
+    "schema",
+    epilog="""\b
+examples:
+  moe-advisor rules schema > rule.schema.json
+""",
+)
 def schema() -> None:
     """Print the JSON Schema of rule files, for editors."""
     import json

@@ -2,6 +2,7 @@
 
 import click
 
+from moe_advisor.cli.outputs import bound_options
 from moe_advisor.result import Estimate
 
 
@@ -32,6 +33,7 @@ examples:
 @click.option("--steps", metavar="A:B", help="Only these steps, counted from 0, B not included.")
 @click.option("--nsys", metavar="PROGRAM", envvar="NSYS", help="nsys, to read .nsys-rep files.")
 @click.option("--format", "kind", type=click.Choice(["text", "json"]), default="text")
+@bound_options
 def whatif(
     paths: tuple[str, ...],
     names: tuple[str, ...],
@@ -75,10 +77,20 @@ def whatif(
     if kind == "json":
         import msgspec
 
-        document = {"step_ms": step_ms, "changes": found, "together": together}
+        document = {
+            "step_ms": step_ms,
+            "replay": simulator.quality(),
+            "changes": found,
+            "together": together,
+        }
         click.echo(msgspec.json.format(msgspec.json.encode(document), indent=1).decode())
         return
     click.echo(f"step {step_ms:.1f} ms; gain in ms of the traced step, low to high")
+    if model := simulator.quality():
+        click.echo(
+            f"model: {model.step} on {model.ranks} rank{'s' if model.ranks > 1 else ''}, unchanged "
+            f"{model.error_share:.2%} off, {model.unexplained_share:.1%} unexplained delays"
+        )
     for one in found:
         click.echo(_line(one.name, one.estimate, step_ms))
     if together is not None:
@@ -94,7 +106,7 @@ def _line(name: str, estimate: Estimate, step_ms: float) -> str:
         return f"{name:<22}not measured: {estimate.reason}"
     low, high = estimate.low_ms or 0.0, estimate.high_ms or 0.0
     share = estimate.expected_ms / step_ms if step_ms else 0.0
-    risk = "  could cost time" if low < 0 < high else ""
+    risk = "  could cost time" if low < 0 < high else "  costs time" if high <= 0 > low else ""
     wall = f"  then: {estimate.next_wall.replace('_', ' and ')}" if estimate.next_wall else ""
     return (
         f"{name:<22}{estimate.expected_ms:>8.1f} ms ({share:>6.1%})   "

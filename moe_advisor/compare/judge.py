@@ -5,28 +5,31 @@ median over steps alike, and when resampled runs and steps keep its sign. What t
 disagree on, or what the spread could turn, is "can't tell".
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 
 from moe_advisor import __version__
-from moe_advisor.compare import checks, samples
-from moe_advisor.compare.floors import MEASURED_REPEATS, family, floor, profiler_free
-from moe_advisor.compare.model import Comparison, Delta, Share, Side, Verdict
+from moe_advisor.compare import attribution, checks, samples
+from moe_advisor.compare.attribution import median, value_of
+from moe_advisor.compare.floors import BLIND, MEASURED_REPEATS, family, floor, profiler_free
+from moe_advisor.compare.kernels import kernel_changes
+from moe_advisor.compare.model import (
+    Comparison,
+    Delta,
+    Side,
+    Verdict,
+    WallChange,
+)
+from moe_advisor.compare.promises import promises
 from moe_advisor.errors import InputError
 from moe_advisor.measure.registry import METRICS, Metric
 from moe_advisor.result import MetricValue, Result
 
 WIDE = 2.0
-"""A change is "unchanged" only if its 95 % bounds stay within this many floors."""
-
-SHOWN_MS = 0.1
-"""Parts that changed by less are left out of the attribution."""
+"""A change is "unchanged" only if its 95 % bounds stay within this many floors, or within BLIND."""
 
 _TWO_PROFILERS = "the two profilers stretch or name this differently"
-
-UNEVEN = 0.2
-"""Ranks whose changes differ by more than this share of the run's are named."""
 
 
 def compare(
@@ -47,11 +50,14 @@ def compare(
     found = checks.compare_runs(base[0], new[0], allow)
     checks.refuse(found)
     cross = checks.profiler(base[0]) != checks.profiler(new[0])
-    step_ms = _median(base, lambda one: _value(one, "step_ms"))
-    deltas = [_delta(metric, base, new, step_ms, cross) for metric in METRICS.values()]
+    step_ms = median(base, lambda one: value_of(one, "step_ms"))
+    only = checks.common_ranks(base[0], new[0])
+    deltas = [_delta(metric, base, new, step_ms, cross, only) for metric in METRICS.values()]
     step = next(one for one in deltas if one.name == "step_ms")
-    parts = _parts(base, new)
-    ranks = _ranks(base, new)
+    parts = attribution.parts(base, new)
+    ranks = attribution.ranks(base, new)
+    layers = attribution.layers(base, new)
+    config = checks.config_changes(base[0], new[0])
     return Comparison(
         tool_version=__version__,
         base=_side(base, names[0]),
@@ -61,12 +67,31 @@ def compare(
         checks=found,
         deltas=deltas,
         parts=parts,
-        roles=_roles(base, new),
-        causes=_causes(base, new),
+        roles=attribution.roles(base, new),
+        layers=layers,
+        causes=attribution.causes(base, new),
         ranks=ranks,
-        config=checks.config_changes(base[0], new[0]),
-        cause=_cause(step, parts, ranks),
+        config=config,
+        cause=attribution.cause(step, parts, layers, ranks, config, names),
+        walls=_walls(base[0], new[0]),
+        kernels=kernel_changes(base, new),
+        promises=promises(base, config, step),
     )
+
+
+def _walls(base: Result, new: Result) -> list[WallChange]:
+    """The walls of the first run of each side, the base's highest first."""
+    found = [
+        WallChange(
+            wall=wall,
+            base=score,
+            new=new.walls.scores.get(wall, 0.0),
+            base_limits=base.walls.verdict == wall,
+            new_limits=new.walls.verdict == wall,
+        )
+        for wall, score in base.walls.scores.items()
+    ]
+    return sorted(found, key=lambda one: (-one.base, one.wall))
 
 
 def _side(results: Sequence[Result], name: str) -> Side:
@@ -89,11 +114,16 @@ def _side(results: Sequence[Result], name: str) -> Side:
 
 
 def _delta(
-    metric: Metric, base: Sequence[Result], new: Sequence[Result], step_ms: float, cross: bool
+    metric: Metric,
+    base: Sequence[Result],
+    new: Sequence[Result],
+    step_ms: float,
+    cross: bool,
+    only: Collection[int] | None,
 ) -> Delta:
-    sides = samples.of(base, metric.name), samples.of(new, metric.name)
+    sides = samples.of(base, metric.name, only), samples.of(new, metric.name, only)
     if sides[0] is None or sides[1] is None:
-        return _bounded(metric, base, new, step_ms, cross)
+        return _bounded(metric, base, new, step_ms, cross, only is not None)
     a, b = sides[0], sides[1]
     low, high = samples.interval(a, b)
     window = float(np.median(b.runs) - np.median(a.runs))
@@ -104,8 +134,19 @@ def _delta(
     value = float(np.median(a.runs))
     repeats = max(len(a.runs), len(b.runs))
     waiting = _waiting_share(base, metric.name)
-    least = floor(metric.name, metric.unit, step_ms, repeats, cross, waiting).of(value)
-    verdict, reason = _verdict(metric, window, stepwise, (low, high), least)
+    host = _host_share(base)
+    limit = floor(metric.name, metric.unit, step_ms, repeats, cross, waiting, host)
+    least = limit.of(value)
+    wide = max(WIDE * least, BLIND * abs(value))
+    verdict, reason = _verdict(metric, window, stepwise, (low, high), least, wide)
+    blind = limit.blind(value)
+    if verdict == "unchanged" and blind is not None and max(abs(window), abs(stepwise)) > blind:
+        verdict = "cant_tell"
+        reason = (
+            f"{100 * host:.0f} % of the step is host time, which differs from run to run: below "
+            f"{100 * limit.relative:.0f} % one run a side can't tell; "
+            f"give {MEASURED_REPEATS} repeats"
+        )
     by_rank = {str(rank): b.ranks[rank] - a.ranks[rank] for rank in a.ranks if rank in b.ranks}
     if verdict != "cant_tell" and (window or stepwise):
         counts = min(a.count, b.count), max(a.count, b.count)
@@ -141,6 +182,18 @@ def _delta(
     )
 
 
+def _host_share(side: Sequence[Result]) -> float:
+    """Host gaps, and the waiting for other ranks' hosts, as a share of the step."""
+
+    def one(result: Result) -> float:
+        step = value_of(result, "step_ms")
+        gaps = value_of(result, "host_gap_ms") / step if step else 0.0
+        waits = result.run.facts.get("wait_host_share", 0.0)
+        return min(gaps + float(waits), 1.0)
+
+    return median(side, one)
+
+
 def _waiting_share(side: Sequence[Result], name: str) -> float:
     """Waiting over waiting plus transfer of the collectives a metric is about; 1 if unknown."""
     one = family(name)
@@ -151,20 +204,25 @@ def _waiting_share(side: Sequence[Result], name: str) -> float:
             metrics = [result.metrics.get(f"{kind}_{part}_ms") for part in ("wait", "transfer")]
             if any(found is None or found.status != "measured" for found in metrics):
                 return 1.0
-            wait += _value(result, f"{kind}_wait_ms")
-            transfer += _value(result, f"{kind}_transfer_ms")
+            wait += value_of(result, f"{kind}_wait_ms")
+            transfer += value_of(result, f"{kind}_transfer_ms")
     return wait / (wait + transfer) if wait + transfer else 1.0
 
 
 def _verdict(
-    metric: Metric, window: float, stepwise: float, bounds: tuple[float, float], least: float
+    metric: Metric,
+    window: float,
+    stepwise: float,
+    bounds: tuple[float, float],
+    least: float,
+    wide: float,
 ) -> tuple[Verdict, str]:
     readings = [_direction(change, least) for change in (window, stepwise)]
     low, high = bounds
     if readings[0] != readings[1]:
         return "cant_tell", "the whole window and the median step disagree"
     if readings[0] == 0:
-        if low < -WIDE * least or high > WIDE * least:
+        if low < -wide or high > wide:
             return "cant_tell", "the spread over steps and runs hides a change of this size"
         return "unchanged", "below the floor in the whole window and in the median step"
     if (readings[0] > 0 and low <= 0) or (readings[0] < 0 and high >= 0):
@@ -183,7 +241,12 @@ def _worth(metric: Metric, direction: int) -> Verdict:
 
 
 def _bounded(
-    metric: Metric, base: Sequence[Result], new: Sequence[Result], step_ms: float, cross: bool
+    metric: Metric,
+    base: Sequence[Result],
+    new: Sequence[Result],
+    step_ms: float,
+    cross: bool,
+    other_ranks: bool,
 ) -> Delta:
     """A metric that is not measured on both sides: decided only where its ranges are apart."""
     ranges = [_range(side, metric.name) for side in (base, new)]
@@ -199,7 +262,9 @@ def _bounded(
         low, high = b[0] - a[1], b[1] - a[0]
         least = floor(metric.name, metric.unit, step_ms, 1, cross).of(sum(a) / 2)
         reason = "only bounded, and the bounds overlap"
-        if low > least or high < -least:
+        if other_ranks and (low > least or high < -least):
+            reason = "only bounded, and of other ranks"
+        elif low > least or high < -least:
             verdict, reason = _worth(metric, 1 if low > 0 else -1), "the bounds lie apart"
         elif -least <= low and high <= least:
             verdict, reason = "unchanged", "the bounds lie within the floor"
@@ -251,100 +316,3 @@ def _headline(step: Delta, names: tuple[str, str]) -> str:
         "unchanged": f"Step time unchanged: {change}",
     }
     return words.get(step.verdict, f"Can't tell whether the step changed: {change}; {step.reason}")
-
-
-# ---------------------------------------------------------------------------------- attribution
-
-
-def _median(side: Sequence[Result], value: Callable[[Result], float]) -> float:
-    return float(np.median([value(one) for one in side]))
-
-
-def _value(result: Result, name: str) -> float:
-    metric = result.metrics.get(name)
-    return (metric.value or 0.0) if metric else 0.0
-
-
-def _shares(
-    base: Sequence[Mapping[str, tuple[str, float]]], new: Sequence[Mapping[str, tuple[str, float]]]
-) -> list[Share]:
-    """Changes of named times, means over repeats so that the parts still add up, largest first."""
-    labels: dict[str, str] = {}
-    for one in (*base, *new):
-        labels |= {name: label for name, (label, _) in one.items()}
-
-    def mean(side: Sequence[Mapping[str, tuple[str, float]]], name: str) -> float:
-        return sum(one.get(name, ("", 0.0))[1] for one in side) / len(side)
-
-    rows = []
-    for name, label in labels.items():
-        a, b = mean(base, name), mean(new, name)
-        if abs(b - a) >= SHOWN_MS:
-            rows.append(Share(name=name, label=label, base_ms=a, new_ms=b, change_ms=b - a))
-    return sorted(rows, key=lambda row: (-abs(row.change_ms), row.name))
-
-
-def _parts(base: Sequence[Result], new: Sequence[Result]) -> list[Share]:
-    def rows(result: Result) -> dict[str, tuple[str, float]]:
-        return {part.part: (part.label, part.ms) for part in result.step_parts}
-
-    return _shares([rows(one) for one in base], [rows(one) for one in new])
-
-
-def _roles(base: Sequence[Result], new: Sequence[Result]) -> list[Share]:
-    def rows(result: Result) -> dict[str, tuple[str, float]]:
-        return {role.role: (role.role.replace("_", " "), role.ms) for role in result.roles}
-
-    return _shares([rows(one) for one in base], [rows(one) for one in new])
-
-
-def _causes(base: Sequence[Result], new: Sequence[Result]) -> list[Share]:
-    """Why no compute ran: idle causes, and what compute waited for."""
-
-    def rows(result: Result) -> dict[str, tuple[str, float]]:
-        found = {f"idle:{one.cause}": (f"Idle: {one.label}", one.ms) for one in result.idle_causes}
-        for part in result.compute_absent.parts if result.compute_absent else []:
-            label = f"Compute absent: {part.label}"
-            found[f"absent:{part.cause}:{part.role or ''}"] = (label, part.ms)
-        step = _value(result, "step_ms")
-        for name, value in result.run.facts.items():
-            if name.startswith("wait_") and name.endswith("_share") and step:
-                cause = name[len("wait_") : -len("_share")]
-                found[f"wait:{cause}"] = (f"EP waiting caused by {cause}", float(value) * step)
-        return found
-
-    return _shares([rows(one) for one in base], [rows(one) for one in new])
-
-
-def _ranks(base: Sequence[Result], new: Sequence[Result]) -> list[Share]:
-    def rows(result: Result) -> dict[str, tuple[str, float]]:
-        return {
-            str(one.rank): (f"rank {one.rank}", one.value)
-            for one in result.metrics["step_ms"].per_rank
-            if one.value is not None
-        }
-
-    both = [[rows(one) for one in side] for side in (base, new)]
-    common = set(both[0][0]) & set(both[1][0])
-    kept = [[{k: v for k, v in one.items() if k in common} for one in side] for side in both]
-    return _shares(kept[0], kept[1])
-
-
-def _cause(step: Delta, parts: Sequence[Share], ranks: Sequence[Share]) -> str:
-    """The parts that moved the step, in one sentence."""
-    if step.verdict not in ("better", "worse") or not parts:
-        return ""
-    with_it = [one for one in parts if (one.change_ms > 0) == ((step.window_change or 0) > 0)]
-    against = [one for one in parts if one not in with_it]
-
-    def words(rows: Sequence[Share]) -> str:
-        # Labels hold commas of their own.
-        return "; ".join(f"{one.label} {one.change_ms:+.1f} ms" for one in rows[:3])
-
-    text = words(with_it)
-    if against and abs(against[0].change_ms) >= 1.0:
-        text += f". Against it: {words(against)}"
-    changes = [one.change_ms for one in ranks]
-    if len(ranks) > 1 and max(changes) - min(changes) > UNEVEN * abs(step.window_change or 0.0):
-        text += f". Most on {ranks[0].label} ({ranks[0].change_ms:+.1f} ms)"
-    return f"{text}."

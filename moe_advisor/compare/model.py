@@ -49,7 +49,7 @@ class Delta(_Part, frozen=True, kw_only=True):
 
 
 class Share(_Part, frozen=True, kw_only=True):
-    """Part of the change of the step, ms: a part of the step, a role, a cause or a rank."""
+    """Part of the change of the step, ms: a part of it, a role, a layer, a cause or a rank."""
 
     name: str
     label: str
@@ -65,6 +65,53 @@ class KeyChange(_Part, frozen=True, kw_only=True):
     base: Any
     new: Any
     source: str
+
+
+KernelState = Literal["new", "gone", "slower", "faster", "more often", "less often", "same"]
+
+
+class KernelChange(_Part, frozen=True, kw_only=True):
+    """Kernels of one short name in one role on both sides, per step; `us` is one run's mean."""
+
+    role: str
+    name: str
+    state: KernelState
+    base_ms: float
+    new_ms: float
+    change_ms: float
+    base_count: float
+    new_count: float
+    base_us: float | None
+    new_us: float | None
+
+
+class WallChange(_Part, frozen=True, kw_only=True):
+    """The score of a wall on both sides, shares of the step of each side."""
+
+    wall: str
+    base: float
+    new: float
+    base_limits: bool
+    new_limits: bool
+
+
+class Promise(_Part, frozen=True, kw_only=True):
+    """A recommendation of the base that the new run follows: its estimate and what came."""
+
+    rule: str
+    title: str
+    low_ms: float | None
+    expected_ms: float | None
+    high_ms: float | None
+    measured_ms: float
+    measured_low_ms: float | None
+    measured_high_ms: float | None
+    inside: bool | None
+    """Whether the measured gain lies in the estimate's range; None without an estimate."""
+    together: bool
+    """Other recommendations were followed too: the measured gain belongs to all of them."""
+    others: list[str]
+    """Further settings that changed."""
 
 
 class Side(_Part, frozen=True, kw_only=True):
@@ -91,7 +138,11 @@ class Comparison(_Part, frozen=True, kw_only=True):
     deltas: list[Delta]
     parts: list[Share]
     roles: list[Share]
+    layers: list[Share]
     causes: list[Share]
     ranks: list[Share]
     config: list[KeyChange]
     cause: str
+    walls: list[WallChange] = []
+    kernels: list[KernelChange] = []
+    promises: list[Promise] = []

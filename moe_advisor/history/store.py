@@ -7,6 +7,7 @@ properly locking file system.
 
 import hashlib
 import json
+import os
 import re
 import sqlite3
 import time
@@ -195,6 +196,8 @@ def baseline(text: str, exclude: Sequence[Result] = ()) -> list[Row]:
     if not rows:
         branches = sorted({row.branch for row in read(path)})
         known = f"it has {', '.join(branches[:10])}" if branches else "it is empty"
+        if branch in branches:
+            known = "only this run itself is there"
         raise ConfigError(
             f"{display_name(path)}: no earlier run of branch {branch!r} ({known}): add one first"
         )
@@ -212,8 +215,8 @@ def _open(path: Path, timeout_s: float, write: bool) -> Iterator[sqlite3.Connect
         raise InputError(f"{name}: its folder does not exist: make it first")
     connection: sqlite3.Connection | None = None
     try:
-        mode = "rwc" if write else "ro"
-        uri = f"{path.resolve().as_uri()}?mode={mode}"
+        how = "mode=rwc" if write else _reading(path)
+        uri = f"{path.resolve().as_uri()}?{how}"
         connection = sqlite3.connect(uri, timeout=timeout_s, isolation_level=None, uri=True)
         connection.execute("PRAGMA foreign_keys=ON")
         _check(connection, name, write, timeout_s)
@@ -223,6 +226,18 @@ def _open(path: Path, timeout_s: float, write: bool) -> Iterator[sqlite3.Connect
     finally:
         if connection is not None:
             connection.close()
+
+
+def _reading(path: Path) -> str:
+    """How to open a history to read it.
+
+    Write-ahead logging keeps a file beside it even for readers. Where none can be made, as in an
+    artifact mounted read-only, and no writer left any, nobody can be writing.
+    """
+    log = path.with_name(f"{path.name}-wal")
+    if os.access(path.parent, os.W_OK) or log.exists():
+        return "mode=ro"
+    return "mode=ro&immutable=1"
 
 
 def _check(connection: sqlite3.Connection, name: str, write: bool, timeout_s: float) -> None:

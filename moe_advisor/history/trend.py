@@ -7,7 +7,8 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_advisor.compare.floors import Floor
+from moe_advisor.compare.floors import Floor, floor
+from moe_advisor.result import Result
 
 MIN_RUNS = 3
 """Runs on each side of a change point: two could be one bad machine."""
@@ -43,6 +44,25 @@ def change_points(values: Sequence[float], floor: Floor) -> list[ChangePoint]:
         ChangePoint(place, medians[number], medians[number + 1])
         for number, place in enumerate(places)
     ]
+
+
+def since_change(results: Sequence[Result]) -> int:
+    """Index of the first result of the last level of the step time; 0 where it never changed.
+
+    A run is compared with the level that holds now: the levels before it would hide a regression
+    to one of them, and pass for spread.
+    """
+    known = [
+        (index, metric.value)
+        for index, one in enumerate(results)
+        if (metric := one.metrics.get("step_ms")) is not None and metric.value is not None
+    ]
+    if not known:
+        return 0
+    values = [value for _, value in known]
+    limit = floor("step_ms", "ms/step", float(np.median(values)), len(values), False)
+    marks = change_points(values, limit)
+    return known[marks[-1].index][0] if marks else 0
 
 
 def _split(series: NDArray[np.float64], start: int, end: int, floor: Floor) -> list[int]:

@@ -49,6 +49,7 @@ from moe_advisor.model import (
     ACTIVITY_SCHEMA,
     CALL_SCHEMA,
     COLLECTIVE_SCHEMA,
+    MATMUL_SCHEMA,
     MEMORY_SCHEMA,
     NONE,
     RANGE_SCHEMA,
@@ -370,6 +371,7 @@ class _File:
     comms: list[CommsCall]
     duplicates: int
     jumps: int
+    matmuls: pl.DataFrame  # MATMUL_SCHEMA and `pid`
 
 
 def _sorted_file(columns: Columns, names: _Names) -> _File:
@@ -454,7 +456,8 @@ def _sorted_file(columns: Columns, names: _Names) -> _File:
         )
         for call in columns.comms
     ]
-    return _File(activities, calls, ranges, launched_by, comms, duplicates, jumps)
+    matmuls = _matmul_table(columns, lanes)
+    return _File(activities, calls, ranges, launched_by, comms, duplicates, jumps, matmuls)
 
 
 def _middle(columns: Columns) -> int:
@@ -737,6 +740,9 @@ def _rank_trace(
         ranges=_range_table(ranges, own_ranges, names),
         collectives=collectives,
         memory=_memory_table(columns, owner, several),
+        matmuls=(file.matmuls.filter(pl.col("pid") == owner.pid) if several else file.matmuls).drop(
+            "pid"
+        ),
         device=metadata.devices.get(owner.device, Device()),
         groups=metadata.groups,
         world_size=metadata.world_size,
@@ -792,6 +798,24 @@ def _range_table(ranges: _Ranges, own: NDArray[np.bool_], names: _Names) -> pl.D
         },
         schema=RANGE_SCHEMA,
     )
+
+
+def _matmul_table(columns: Columns, lanes: _Lanes) -> pl.DataFrame:
+    table = columns.matmuls
+    pid = table.column("pid")
+    found = pl.DataFrame(
+        {
+            "start_ns": table.column("start"),
+            "end_ns": table.column("end"),
+            "tid": lanes.of(pid, table.column("tid")) if len(pid) else pid,
+            "flops": table.column("flops"),
+            "rows": table.column("rows"),
+            "groups": table.column("groups"),
+            "pid": pid,
+        },
+        schema={**MATMUL_SCHEMA, "pid": pl.Int64},
+    )
+    return found.sort("start_ns", maintain_order=True)
 
 
 def _memory_table(columns: Columns, owner: _Owner, several: bool) -> pl.DataFrame:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moe_advisor.ingest.json_stream import lenient_object
+from moe_advisor.ingest.kineto_shapes import PRODUCTS, product
 from moe_advisor.model import NONE
 
 EXACT_MICROSECONDS = float(2**43)
@@ -62,6 +63,7 @@ class Args(msgspec.Struct, gc=False, frozen=True):
     reserved: Any = _key("Total Reserved")
     device_id: Any = _key("Device Id")
     device_type: Any = _key("Device Type")
+    dims: msgspec.Raw = _key("Input Dims", msgspec.Raw())
 
 
 NO_ARGS = Args()
@@ -191,10 +193,16 @@ _LOOSE_BACKSLASH = re.compile(rb'\\(?!["\\/bfnrtu])')
 
 def rescue(piece: bytes, may_drop_args: bool = True) -> Event | None:
     """The event in the damaged JSON object `piece`, as far as it can be read; None if it can't."""
+    found = repaired(piece, may_drop_args)
+    return None if found is None else _event_of(found)
+
+
+def repaired(piece: bytes, may_drop_args: bool = True) -> dict[str, Any] | None:
+    """The damaged JSON object `piece` as far as it can be read; None if it can't."""
     for attempt in _REPAIRS if may_drop_args else _REPAIRS[:-1]:
         found = lenient_object(attempt(piece))
         if found is not None:
-            return _event_of(found)
+            return found
     return None
 
 
@@ -309,6 +317,8 @@ def _event_of(found: dict[str, Any]) -> Event:
         elif name in ("stream", "device"):
             number = integer(value, NONE)
             chosen[name] = None if number == NONE else number
+        elif name == "dims":
+            chosen[name] = msgspec.Raw(json.dumps(value).encode())
         elif name is not None:
             chosen[name] = value
     duration = found.get("dur")
@@ -422,6 +432,8 @@ _RANGES = {
 _MODULE_PREFIX = "nn.Module:"
 _INSTANTS = frozenset({"cpu_instant_event", "CPU instant event"})
 _COMMS_OPERATOR = "record_param_comms"
+KNOWN_CATEGORIES = frozenset({*_ACTIVITIES, *_CALLS, *_RANGES, *_INSTANTS})
+"""Kinds of events that are read; all others are passed over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -449,6 +461,7 @@ class Columns:
         self.calls = Table()
         self.ranges = Table()
         self.memory = Table()
+        self.matmuls = Table()
         self.collectives: dict[int, Args] = {}  # number of the activity in file order -> args
         self.comms: list[CommsCall] = []
         self.out_of_memory = 0
@@ -524,7 +537,9 @@ class Columns:
             for row in [row for row, arg in enumerate(args) if arg.collective is not None]:
                 event = bucket[row]
                 pid, tid = threads[event.pid], threads[event.tid]
-                self.comms.append(CommsCall(int(start[row]), int(end[row]), pid, tid, args[row]))
+                kept = _kept_args(args[row])
+                self.comms.append(CommsCall(int(start[row]), int(end[row]), pid, tid, kept))
+            self._add_matmuls(bucket, start, end)
         self.ranges.add(
             start=start,
             end=end,
@@ -534,6 +549,27 @@ class Columns:
             kind=np.full(count, kind, np.uint8),
             sequence=sequence,
             forward=forward,
+        )
+
+    def _add_matmuls(self, bucket: list[Event], start: Ints, end: Ints) -> None:
+        """Matrix products among the operators whose shapes were recorded."""
+        found = [
+            (row, *size)
+            for row, event in enumerate(bucket)
+            if event.name in PRODUCTS and (size := product(event.name, bytes(event.args.dims)))
+        ]
+        if not found:
+            return
+        rows, flops, tokens, groups = np.array(found, np.int64).T
+        owners = [bucket[row] for row in rows.tolist()]
+        self.matmuls.add(
+            start=start[rows],
+            end=end[rows],
+            pid=self._ids([event.pid for event in owners]),
+            tid=self._ids([event.tid for event in owners]),
+            flops=flops,
+            rows=tokens,
+            groups=groups,
         )
 
     def _add_calls(self, bucket: list[Event]) -> None:
@@ -553,7 +589,7 @@ class Columns:
         names, threads = self.activity_names, self.threads
         args = [event.args for event in bucket]
         for row in [row for row, arg in enumerate(args) if arg.collective is not None]:
-            self.collectives[self._activity_count + row] = args[row]
+            self.collectives[self._activity_count + row] = _kept_args(args[row])
         self._activity_count += len(bucket)
         self.activities.add(
             start=start,
@@ -598,6 +634,11 @@ class Columns:
             allocated=self._integers([integer(event.args.allocated) for event in rows]),
             reserved=self._integers([integer(event.args.reserved) for event in rows]),
         )
+
+
+def _kept_args(args: Args) -> Args:
+    """`args` for keeping: raw JSON is a view that holds its whole chunk of the file in memory."""
+    return msgspec.structs.replace(args, dims=msgspec.Raw()) if args.dims else args
 
 
 def _blocks(grid: Any) -> int:

@@ -90,6 +90,8 @@ _FIELDS = {
     "rank": "rank",
     "cuda device": "device",
 }
+PAYLOAD_FIELDS = frozenset(_FIELDS)
+"""Names of the fields of NCCL's payloads that are read, in lower case."""
 _WIDE_FIELDS = frozenset({"communicator", "size"})  # 8 bytes; the others are 4
 
 

@@ -13,12 +13,14 @@ import polars as pl
 from numpy.typing import NDArray
 
 from moe_advisor.ingest import nccl_nvtx
+from moe_advisor.ingest.nsys_events import stream_waits
 from moe_advisor.model import (
     ACTIVITY_SCHEMA,
     CALL_SCHEMA,
     MEMORY_SCHEMA,
     NONE,
     RANGE_SCHEMA,
+    STREAM_WAIT_SCHEMA,
     ActivityKind,
     CaptureIssue,
     CopyKind,
@@ -29,6 +31,7 @@ from moe_advisor.model import (
     Severity,
 )
 from moe_advisor.privacy import NsysMetadata, nsys_devices, nsys_metadata, safe_text
+from moe_advisor.spill import SPILL_ROWS, release, spilled
 from moe_advisor.table_source import Among, Column, TableSource
 
 Int64s = NDArray[np.int64]
@@ -174,6 +177,8 @@ class Build:
     issues: list[CaptureIssue] = field(default_factory=list)
     dropped: dict[str, int] = field(default_factory=dict)
     missing_names: int = 0
+    large: bool = False
+    """Whether tables go to temporary files while they wait for their turn."""
 
     def issue(
         self,
@@ -211,10 +216,11 @@ class Build:
         def shrink(part: pl.DataFrame) -> tuple[dict[int, pl.DataFrame], int]:
             kept = part if part.select(sane.all()).item() else part.filter(sane)
             kept = kept.select(*slim, by.alias("_by"))
-            values = kept["_by"].unique().to_list()
-            split = {
-                int(value): kept.filter(pl.col("_by") == value).drop("_by") for value in values
-            }
+            owner = kept.drop_in_place("_by").to_numpy()
+            values = np.unique(owner).tolist()
+            if len(values) == 1:
+                return {values[0]: kept}, part.height - kept.height
+            split = {value: kept.filter(pl.Series(owner == value)) for value in values}
             return split, part.height - kept.height
 
         result: dict[int, list[pl.DataFrame]] = {}
@@ -234,9 +240,10 @@ class Build:
 
         `unknown` is the name where the string is missing; `strip` shortens the others.
         """
-        parts = [part.unique() for part in ids]
+        # Not polars' own unique, which sorts: here are few values among millions.
+        parts = [np.unique(part.to_numpy()) for part in ids]
         distinct = (
-            pl.concat(parts).unique().sort().to_numpy().astype(np.int64)
+            np.unique(np.concatenate(parts)).astype(np.int64)
             if parts
             else np.zeros(0, dtype=np.int64)
         )
@@ -546,7 +553,12 @@ def _ranks_of(
         keys.sort(key=lambda key: (-counts[key.process | key.device], key.order))
         del keys[MAX_RANKS:]
     keys.sort(key=lambda key: key.order)
-    tables = [_sorted_by_time(pl.concat(activities.pop(key.process | key.device))) for key in keys]
+    work.large = sum(counts.values()) >= SPILL_ROWS
+    tables = []
+    for key in keys:
+        table = _sorted_by_time(pl.concat(activities.pop(key.process | key.device)))
+        tables.append(spilled(table) if work.large else table)
+        release()
     return keys, tables
 
 
@@ -624,6 +636,9 @@ def _calls(work: Build, processes: Sequence[int]) -> dict[int, ProcessCalls]:
         if not mine["start_ns"].is_sorted():
             mine = mine.sort("start_ns", maintain_order=True)
         mine = mine.with_columns(name=pl.Series(code_of(mine["name"])))
+        if work.large:
+            mine = spilled(mine)
+            release()
         result[process] = ProcessCalls(mine.drop("correlation"), mine["correlation"].to_numpy())
     return result
 
@@ -637,6 +652,7 @@ def _build_ranks(
     while per_rank:
         one = calls.get(keys[len(tables)].process, _NO_CALLS)
         tables.append(_with_calls(per_rank.pop(0), one))
+        release()
     _report_joins(work, tables, calls)
     ends = [int(table["end_ns"].max()) for table in tables]  # type: ignore[arg-type]
     ends += [int(one.table["end_ns"].max()) for one in calls.values()]  # type: ignore[arg-type]
@@ -654,9 +670,15 @@ def _build_ranks(
         nccl_nvtx.payload_layouts(work.source),
         work.names.code,
     )
+    release()
     work.issues.extend(found.issues)
     numbers = found.ranks or tuple(range(len(keys)))
     memory = _memory(work, keys)
+    waits = stream_waits(
+        work.source,
+        {(key.process, key.device): calls.get(key.process, _NO_CALLS) for key in keys},
+    )
+    release()
     device_of = nsys_devices(work.source)
     hosts = {machine: i + 1 for i, machine in enumerate(sorted({key.machine for key in keys}))}
     names = work.names.all()
@@ -670,6 +692,7 @@ def _build_ranks(
             ranges=ranges.get(key.process, pl.Schema(RANGE_SCHEMA).to_frame()),
             collectives=collectives,
             memory=memory.get(key, pl.Schema(MEMORY_SCHEMA).to_frame()),
+            waits=waits.get((key.process, key.device), pl.Schema(STREAM_WAIT_SCHEMA).to_frame()),
             device=device_of(key.pid, key.device),
             world_size=found.world_size,
             host=hosts[key.machine],

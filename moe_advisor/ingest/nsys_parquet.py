@@ -7,7 +7,7 @@ import polars as pl
 
 from moe_advisor.errors import InputError
 from moe_advisor.ingest.nsys_build import KNOWN_TABLES, build
-from moe_advisor.model import LoadedInput
+from moe_advisor.model import NONE, LoadedInput
 from moe_advisor.privacy import display_name
 from moe_advisor.table_source import (
     BLOB_LIMIT_BYTES,
@@ -102,9 +102,9 @@ class ParquetSource:
             self._damaged[table] = 0
             return no_rows(columns)
         if where is not None:
-            kept = frame[where.column].cast(
-                pl.String if isinstance(where.values[0], str) else pl.Int64, strict=False
-            )
+            # Nothing that is asked for is empty or negative, so what stands for NULL is left out.
+            kind: int | str = "" if isinstance(where.values[0], str) else NONE
+            kept = _converted(frame[where.column], Column(where.column, kind))
             frame = frame.filter(kept.is_in(list(where.values)))
         self.saved += frame.height
         return pl.DataFrame(
@@ -128,12 +128,19 @@ class ParquetSource:
 def _converted(series: pl.Series, column: Column) -> pl.Series:
     """`series` in the type of `column`, whatever type the exporter chose, without nulls.
 
-    A type that holds no such value, such as a list, counts as a column that is missing.
+    A type that holds no such value, as a list or bytes, counts as a column that is missing.
     """
-    if series.dtype.is_nested():
+    try:
+        return _cast(series, column)
+    except pl.exceptions.PolarsError:
         return pl.Series(series.name, [column.default], dtype=column.dtype).new_from_index(
             0, len(series)
         )
+
+
+def _cast(series: pl.Series, column: Column) -> pl.Series:
+    if series.dtype.is_nested():
+        raise pl.exceptions.InvalidOperationError(f"no {column.dtype}")
     if isinstance(column.default, int):
         if series.dtype == pl.UInt64:
             return series.reinterpret(signed=True).fill_null(column.default)

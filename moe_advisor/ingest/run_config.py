@@ -5,17 +5,16 @@ variable), with older spellings translated. Only keys of a closed list are kept,
 and secrets of a launch script never get further. Nothing is imported, called or executed.
 """
 
-import ast
 import difflib
-import math
 import re
-import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from moe_advisor import bounded
 from moe_advisor.errors import ConfigError
+from moe_advisor.ingest import launch_command
+from moe_advisor.ingest.config_values import ENUM, SECTIONS, list_of, literal, precision, put
 from moe_advisor.keys import KnownKey, environment_names, known
 from moe_advisor.result import ConfigValue
 
@@ -30,8 +29,6 @@ MAX_DEPTH = 8
 MAX_TEXT = 200
 """Characters kept of a text value; no setting that matters is longer."""
 
-MIN_FLAGS_FOR_DEFAULTS = 5
-"""A Megatron-LM command sets dozens of flags; with fewer it is a fragment, not the whole."""
 
 OTHER_KEYS: Mapping[str, str] = {
     "framework": "str",
@@ -81,23 +78,16 @@ _SHORT: Mapping[str, str] = {
 }
 _FLEX_BACKENDS = ("deepep", "hybridep", "ncclep")
 
-_SECTIONS = (
-    "model",
-    "ddp",
-    "optimizer",
-    "train",
-    "dist",
-    "rng",
-    "rerun_state_machine",
-    "profiling",
-    "logger",
-    "dataset",
-    "checkpoint",
-    "mixed_precision",
-    "comm_overlap",
-    "env_vars",
-)
-"""Top-level sections of a Bridge configuration that are read, later ones winning."""
+
+_SHAPE = frozenset(
+    {
+        "ffn_hidden_size", "global_batch_size", "hidden_size", "kv_channels", "micro_batch_size",
+        "moe_ffn_hidden_size", "moe_router_topk", "num_attention_heads", "num_layers",
+        "num_moe_experts", "num_query_groups", "seq_length",
+    }
+)  # fmt: skip
+"""Sizes of the model and the batch: a text that does not give them leaves them unknown, since a
+default here would drive an estimate that nobody asked for."""
 
 _OLD_SWITCHES = (
     "enable_cuda_graph",
@@ -120,22 +110,6 @@ _DUMP_LINE = re.compile(r"(?:^|\s{1,2})([A-Za-z0-9_]+) \.*\s(.*)$")
 _BLOCK_TITLE = "Configuration Summary (Non-Default Values vs Megatron Core)"
 _BLOCK_SECTION = re.compile(r"\[(\w+)\](?: Non-default values.*)?:\s*$")
 _BLOCK_LINE = re.compile(r"^.*?\s{2,}(\w+): (.*?)(?:\s+\(Mcore default: .*\))?\s*$")
-_ENUM = re.compile(r"^<?(?:\w+\.)*\w+\.(\w+)(?:: [^>]*)?>?$")
-_ASSIGNMENT = re.compile(r"^([A-Za-z_]\w*)=(.*)$", re.DOTALL)
-_OVERRIDE = re.compile(r"^\+{0,2}(?:cfg\.)?([a-z_]+(?:\.[A-Za-z_0-9]+)+)=(.*)$", re.DOTALL)
-_PYTHON = re.compile(r"^\s*(?:cfg|config|recipe)\.([a-z_]+(?:\.[A-Za-z_0-9]+)+)\s*=\s*(.+?)\s*$")
-_PLACE = re.compile(r"\$\{(\w+)(?::?-([^}]*))?\}|\$(\w+)")
-
-_PRECISIONS: Mapping[str, Mapping[str, Any]] = {
-    "mxfp8": {"fp8": "e4m3", "fp8_recipe": "mxfp8"},
-    "fp8_mx": {"fp8": "e4m3", "fp8_recipe": "mxfp8"},
-    "nvfp4": {"fp4": "e2m1", "fp4_recipe": "nvfp4"},
-    "fp8_current_scaling": {"fp8": "hybrid", "fp8_recipe": "tensorwise"},
-    "fp8_cs": {"fp8": "hybrid", "fp8_recipe": "tensorwise"},
-    "fp8_delayed_scaling": {"fp8": "hybrid", "fp8_recipe": "delayed"},
-    "fp8_subchannel_scaling": {"fp8": "e4m3", "fp8_recipe": "blockwise"},
-    "fp8_sc": {"fp8": "e4m3", "fp8_recipe": "blockwise"},
-}
 
 
 def load(path_or_text: Path | str) -> dict[str, ConfigValue]:
@@ -154,9 +128,9 @@ def load(path_or_text: Path | str) -> dict[str, ConfigValue]:
         document = _yaml_mapping(text, where)
         if document is not None:
             raw, complete = _bridge_yaml(document, where), False
-            framework = "megatron-bridge" if _is_bridge(document) else ""
+            framework = "megatron-bridge" if _is_bridge(document) else "megatron"
         else:
-            raw, framework, complete = _command(text)
+            raw, framework, complete = launch_command.read(text)
     values = normalise(raw)
     if not values:
         raise ConfigError(
@@ -214,12 +188,23 @@ def normalise(raw: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in raw.items():
         name = _key_of(key)
         if name is not None:
-            named[name] = _typed(name, value)
+            typed = _typed(name, value)
+            if _is_of_kind(name, typed):
+                named[name] = typed
     old = {key: named.pop(key) for key in _OLD_SWITCHES if key in named}
     _translate_graphs(named, old)
     _translate_dispatch(named, old)
     _translate_rest(named, old)
     return {key: value for key, value in sorted(named.items()) if _keep(value)}
+
+
+def _is_of_kind(name: str, value: Any) -> bool:
+    """Whether a value can be this setting's; `$((2*PP))` for a number is none, but unknown."""
+    row = known().get(name)
+    kind = row.kind if row else OTHER_KEYS.get(name)
+    if value is None or kind not in ("int", "float", "bool"):
+        return True
+    return isinstance(value, bool if kind == "bool" else int | float)
 
 
 def _translate_graphs(named: dict[str, Any], old: Mapping[str, Any]) -> None:
@@ -230,11 +215,11 @@ def _translate_graphs(named: dict[str, Any], old: Mapping[str, Any]) -> None:
         elif old.get("external_cuda_graph"):
             impl = "transformer_engine"
     modules = named.get("cuda_graph_modules")
-    scope = _list(old.get("cuda_graph_scope"))
+    scope = list_of(old.get("cuda_graph_scope"))
     if scope and not modules:
         modules = scope
     if modules is not None:
-        modules = [str(item) for item in _list(modules) or []]
+        modules = [str(item) for item in list_of(modules) or []]
         if "full_iteration" in modules:
             impl = "full_iteration"
         modules = [m for m in modules if m not in ("full", "full_iteration")]
@@ -333,8 +318,8 @@ def _bridge_block(text: str) -> dict[str, Any]:
             section = head[1]
             continue
         match = _BLOCK_LINE.match(line[:4096])
-        if section in _SECTIONS and match:
-            _put(raw, section, match[1], match[2])
+        if section in SECTIONS and match:
+            put(raw, section, match[1], match[2])
     return raw
 
 
@@ -368,7 +353,7 @@ def _yaml_mapping(text: str, where: str) -> dict[str, Any] | None:
 
 
 def _is_bridge(document: Mapping[str, Any]) -> bool:
-    return any(isinstance(document.get(name), Mapping) for name in _SECTIONS)
+    return any(isinstance(document.get(name), Mapping) for name in SECTIONS)
 
 
 def _bridge_yaml(document: Mapping[str, Any], where: str) -> dict[str, Any]:
@@ -378,7 +363,7 @@ def _bridge_yaml(document: Mapping[str, Any], where: str) -> dict[str, Any]:
         for key, value in document.items():
             _walk(raw, "", str(key), value, budget, where, 0)
         return raw
-    for section in _SECTIONS:
+    for section in SECTIONS:
         content = document.get(section)
         if section == "mixed_precision" and isinstance(content, str):
             raw |= precision(content)
@@ -409,18 +394,7 @@ def _walk(
     if isinstance(plain, list):
         budget[0] -= len(plain)
         plain = [_instantiated(item) for item in plain[:64]]
-    _put(raw, section, key, plain)
-
-
-def _put(raw: dict[str, Any], section: str, key: str, value: Any) -> None:
-    # What comm_overlap and mixed_precision leave to the framework is in the model section.
-    if section in ("comm_overlap", "mixed_precision") and value in (None, "None"):
-        return
-    if section == "dataset" and key == "sequence_length":
-        key = "seq_length"
-    if section == "mixed_precision" and key == "fp8_param":
-        key = "fp8_param_gather"
-    raw[key] = value
+    put(raw, section, key, plain)
 
 
 def _instantiated(value: Any) -> Any:
@@ -435,173 +409,6 @@ def _instantiated(value: Any) -> Any:
     if isinstance(arguments, list) and len(arguments) == 1 and isinstance(arguments[0], str):
         return arguments[0]
     return value
-
-
-def precision(recipe: str) -> dict[str, Any]:
-    """What a named precision recipe (`bf16_with_mxfp8_mixed`, `fp8_cs` ...) sets."""
-    found: dict[str, Any] = {"bf16": "fp16" not in recipe, "fp16": "fp16" in recipe}
-    for part, values in _PRECISIONS.items():
-        if part in recipe:
-            return found | dict(values)
-    return found | {"fp8": None, "fp4": None}
-
-
-def _command(text: str) -> tuple[dict[str, Any], str, bool]:
-    """Flags, overrides and variables of a launch command or script, without running it."""
-    raw: dict[str, Any] = {}
-    variables: dict[str, str] = {}
-    tokens: list[str] = []
-    for line in text.replace("\\\r\n", " ").replace("\\\n", " ").splitlines():
-        python = _PYTHON.match(line)
-        if python and python[1].partition(".")[0] in _SECTIONS:
-            _put(raw, python[1].partition(".")[0], python[1].rpartition(".")[2], python[2])
-            continue
-        tokens += _tokens(line)
-    unresolved = False
-    flags = 0
-    position = 0
-    switches = _switches()
-    while position < len(tokens):
-        token = tokens[position]
-        position += 1
-        override = _OVERRIDE.match(token)
-        assignment = _ASSIGNMENT.match(token)
-        if override and override[1].partition(".")[0] in _SECTIONS:
-            value = _expand(override[2], variables)
-            if value is not None:
-                section, _, _ = override[1].partition(".")
-                _put(raw, section, override[1].rpartition(".")[2], value)
-        elif assignment and not token.startswith("-"):
-            name, value = assignment[1], _expand(assignment[2], variables)
-            if value is not None:
-                variables[name] = value
-                if name in environment_names() or name == "WORLD_SIZE":
-                    raw["world_size" if name == "WORLD_SIZE" else name] = value
-        elif token.startswith("-") and len(token) > 1:
-            flag, separator, joined = token.partition("=")
-            values = [joined] if separator else []
-            while not separator and position < len(tokens) and not _starts(tokens[position]):
-                values.append(tokens[position])
-                position += 1
-            expanded = [_expand(value, variables) for value in values]
-            flags += _flag(raw, flag, expanded, switches)
-        elif "[@]" in token or token in ("$@", "$*"):
-            array = re.search(r"\$\{?(\w+)", token)
-            unresolved |= array is None or f"{array[1]}=(" not in text
-    megatron_lm = flags >= MIN_FLAGS_FOR_DEFAULTS
-    overrides = any("." in token.partition("=")[0] and "=" in token for token in tokens)
-    framework = "megatron-lm" if flags else "megatron-bridge" if raw and overrides else ""
-    return raw, framework, megatron_lm and not unresolved
-
-
-def _tokens(line: str) -> list[str]:
-    lexer = shlex.shlex(line[: 2**16], posix=True)
-    lexer.whitespace_split = True
-    lexer.commenters = "#"
-    try:
-        found = list(lexer)
-    except ValueError:  # an open quote: a string over several lines
-        found = line.split()
-    return [token for token in (_bare(item) for item in found) if token]
-
-
-def _bare(token: str) -> str:
-    """A token without what arrays of a shell script put around it."""
-    if re.match(r"^[A-Za-z_]\w*\+?=\($", token):
-        return ""
-    return token.removesuffix(")") if token.count(")") > token.count("(") else token.lstrip("(")
-
-
-def _starts(token: str) -> bool:
-    """Whether a token begins something new rather than being a flag's value."""
-    if token in ("&&", "||", ";", "|", "&", ">", ">>", "2>&1"):
-        return True
-    if re.match(r"^-\d", token):
-        return False
-    return token.startswith("-") or bool(_OVERRIDE.match(token))
-
-
-def _switches() -> dict[str, tuple[str, str, Any]]:
-    """Flag -> (key, kind, value of a bare switch)."""
-    found: dict[str, tuple[str, str, Any]] = {}
-    for key in known().values():
-        if key.flag:
-            found[key.flag] = (key.name, key.kind, True)
-        if key.off:
-            found[key.off] = (key.name, "bool", False)
-        for old in key.old:
-            if old.flag:
-                kind = "bool" if old.to or key.kind == "bool" else key.kind
-                found[old.flag] = (old.key, kind, True)
-    found |= {
-        "--num-layers-per-virtual-pipeline-stage": (
-            "num_layers_per_virtual_pipeline_stage",
-            "int",
-            None,
-        ),
-        "--recompute-activations": ("recompute_activations", "bool", True),
-        "--no-check-for-nan-in-loss-and-grad": ("check_for_nan_in_loss_and_grad", "bool", False),
-        "--moe_a2a_overlap": ("overlap_moe_expert_parallel_comm", "bool", True),
-        "--num_gpus": ("world_size", "int", None),
-        "-ng": ("world_size", "int", None),
-        "--gpu": ("gpu_name", "str", None),
-        "-g": ("gpu_name", "str", None),
-        "--fake-process-group": ("fake_process_group", "bool", True),
-        "--ckpt-format": ("ckpt_format", "str", None),
-        "--nproc_per_node": ("_gpus_per_node", "int", None),
-        "--nproc-per-node": ("_gpus_per_node", "int", None),
-        "--nnodes": ("_nodes", "int", None),
-    }
-    return found
-
-
-def _flag(
-    raw: dict[str, Any],
-    flag: str,
-    values: list[str | None],
-    switches: Mapping[str, tuple[str, str, Any]],
-) -> int:
-    """Take one flag with its values; 1 if Megatron-LM knows it, else 0."""
-    if flag in ("-c", "--compute_dtype") and values and values[0] in ("bf16", *_PRECISIONS):
-        raw |= precision(str(values[0]))
-        return 0
-    if flag not in switches:
-        return 0
-    key, kind, bare = switches[flag]
-    if any(value is None for value in values):
-        return 1
-    if kind == "bool":
-        text = str(values[0]).lower() if values else ""
-        raw[key] = bare if text not in ("true", "false", "0", "1") else text in ("true", "1")
-        if flag == "--moe_a2a_overlap":  # the harness switch sets two settings
-            raw["delay_wgrad_compute"] = raw[key]
-    elif kind == "list":
-        raw[key] = [item for value in values for item in _list(value) or []]
-    elif values:
-        raw[key] = values[0]
-    if "_nodes" in raw and "_gpus_per_node" in raw:
-        nodes, gpus = _number(raw["_nodes"]), _number(raw["_gpus_per_node"])
-        if isinstance(nodes, int) and isinstance(gpus, int):
-            raw["world_size"] = nodes * gpus
-    return int(flag.startswith("--") and "_" not in flag)
-
-
-def _expand(value: str, variables: Mapping[str, str]) -> str | None:
-    """A value with the script's own variables put in; None while one is not known."""
-    unknown = False
-
-    def put(match: re.Match[str]) -> str:
-        nonlocal unknown
-        name = match[1] or match[3]
-        if name in variables:
-            return variables[name]
-        if match[2] is not None:
-            return match[2]
-        unknown = True
-        return ""
-
-    expanded = _PLACE.sub(put, value)
-    return None if unknown or "$(" in expanded or "`" in expanded else expanded
 
 
 def _key_of(name: str) -> str | None:
@@ -631,78 +438,17 @@ def _typed(name: str, value: Any) -> Any:
     if isinstance(value, str) and value.strip().lower() == "none" and row:
         value = "none" if "none" in row.values else None
     if isinstance(value, str):
-        value = _literal(value.strip(), kind)
+        value = literal(value.strip(), kind)
     if kind == "list":
-        return _list(value)
+        return list_of(value)
     if kind == "bool" and isinstance(value, int):
         return bool(value)
     if kind == "str" and isinstance(value, str):
-        match = _ENUM.match(value)
+        match = ENUM.match(value)
         return match[1] if match and ((row and row.values) or value.startswith("<")) else value
     if kind == "str" and isinstance(value, list):
         return value[0] if len(value) == 1 else [str(item) for item in value]
     return value
-
-
-def _literal(text: str, kind: str) -> Any:
-    if text in ("None", "null", "~", ""):
-        return None
-    if kind == "bool" or (kind == "" and text.lower() in ("true", "false")):
-        return {"true": True, "false": False, "1": True, "0": False}.get(text.lower(), text)
-    if kind in ("int", "float", ""):
-        number = _number(text)
-        if number is not None:
-            return number
-    if text[:1] in "\"'" and text[-1:] == text[:1] and len(text) > 1:
-        return text[1:-1]
-    return text
-
-
-NUMBER_DIGITS = 18  # the largest count or byte size of any run fits
-MOST = 10.0**NUMBER_DIGITS
-
-
-def _number(text: Any) -> int | float | None:
-    if isinstance(text, int | float):
-        return text if abs(text) < MOST else None
-    if len(str(text)) > NUMBER_DIGITS:
-        return None
-    try:
-        return int(str(text).replace("_", ""))
-    except ValueError:
-        pass
-    try:
-        number = float(str(text))
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _list(value: Any) -> list[Any] | None:
-    """A list from a list, a comma-separated text, a Python list or a list of enum members."""
-    if value is None:
-        return None
-    if isinstance(value, str):
-        inner = value.strip()
-        if inner in ("None", "null", ""):
-            return None
-        if inner.startswith("[") and inner.endswith("]"):
-            try:
-                parsed = ast.literal_eval(inner[:4096])
-            except (ValueError, SyntaxError, MemoryError, RecursionError):
-                parsed = [part.strip() for part in inner[1:-1].split(",")]
-            value = parsed if isinstance(parsed, list) else [parsed]
-        else:
-            value = [part for part in re.split(r"[,\s]+", inner) if part]
-    if not isinstance(value, list | tuple):
-        value = [value]
-    found = []
-    for item in value:
-        text = str(item).strip().strip("'\"") if not isinstance(item, int | float) else item
-        match = _ENUM.match(text) if isinstance(text, str) else None
-        if text != "":
-            found.append(match[1] if match else text)
-    return found
 
 
 def _keep(value: Any) -> bool:
@@ -722,7 +468,7 @@ def _defaults(framework: str, raw: Mapping[str, Any]) -> dict[str, Any]:
             ("model.", "ddp.", "optimizer.", "comm_overlap.")
         ):
             continue
-        if key.default is None and key.kind == "int" and key.name.endswith("batch_size"):
+        if key.name in _SHAPE:
             continue
         if framework == "megatron-lm" and key.flag is None and key.off is None:
             continue

@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import sqlite3
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ import polars as pl
 from adbc_driver_manager import Error as AdbcError
 from adbc_driver_sqlite import dbapi
 
+from moe_advisor import bounded
 from moe_advisor.errors import InputError
 from moe_advisor.privacy import display_name
 from moe_advisor.table_source import (
@@ -37,16 +39,22 @@ _HARDENING = (
 # One cursor costs 40 ns a cell and two cost 20, but a second connection costs a millisecond.
 _CURSORS = 2
 _PARTS_FROM_ROWS = 100_000
-_PART_ROWS = 500_000  # about 40 MB of raw cells in flight for each cursor
+_PART_ROWS = 131_072  # about 10 MB of raw cells in flight for each cursor
 _MOST_PARTS = 10_000
 _BATCH_ROWS = 16_384  # larger batches are no faster and double the memory in flight
 _LOCK_WAIT_S = 5.0
+_LOOK_EVERY = 100_000  # of SQLite's instructions: about a millisecond
+_CELL_LIMIT_BYTES = 64 << 20  # of a whole cell before it is cut; SQLite's own limit is 1 GB
 # The smallest row: two bytes of pointer, one each of size, row id, header size and one type.
 _LEAST_ROW_BYTES = 6
 
 
 class _EndlessError(sqlite3.DatabaseError):
     """A table gave more rows than the file can hold: its pages refer to each other in circles."""
+
+
+_DAMAGE = (sqlite3.DatabaseError, UnicodeError, MemoryError)
+"""What reading a damaged page ends in. A damaged length asks for gigabytes at once: MemoryError."""
 
 
 def is_sqlite(path: Path) -> bool:
@@ -128,6 +136,8 @@ class SqliteSource:
         self._stack = contextlib.ExitStack()
         self._columns: dict[str, frozenset[str]] = {}
         self._damaged: dict[str, int] = {}
+        self._query_s = bounded.current().query_s
+        self._until = time.monotonic() + self._query_s
         self.missing_bytes = 0
         """How much shorter the file is than its header says."""
         if not is_sqlite(path):
@@ -141,10 +151,13 @@ class SqliteSource:
             self._plain = sqlite3.connect(self._uri, uri=True, timeout=_LOCK_WAIT_S)
             self._stack.callback(self._plain.close)
             self._plain.text_factory = bytes
+            self._plain.set_progress_handler(self._late, _LOOK_EVERY)
+            self._plain.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _CELL_LIMIT_BYTES)
             for pragma in _HARDENING:
                 self._plain.execute(pragma)
             self._tables = self._read_tables()
-        except (sqlite3.Error, OSError) as error:
+        except (sqlite3.Error, UnicodeError, MemoryError, OSError) as error:
+            # UnicodeError: SQLite repeats damaged bytes of the schema in its own message.
             self._stack.close()
             raise InputError(
                 f"{self._shown}: a damaged SQLite database ({_reason(error)}); "
@@ -162,10 +175,31 @@ class SqliteSource:
     ) -> None:
         self._stack.close()
 
+    def _late(self) -> bool:
+        return time.monotonic() > self._until
+
+    def _refuse_late(self) -> None:
+        """Raises InputError past the deadline: what SQLite says then reads like damage."""
+        if self._late():
+            raise InputError(
+                f"{self._shown}: not read after {self._query_s:g} s: if you trust it, raise the "
+                "limit with --max-seconds"
+            )
+
     @property
     def damaged(self) -> dict[str, int]:
         """Tables that could not be read to their end -> rows that were saved."""
         return dict(self._damaged)
+
+    @property
+    def uri(self) -> str:
+        """What opens the same file read-only, for as long as this source is open."""
+        return self._uri
+
+    @property
+    def most_rows(self) -> int:
+        """More rows than this no table of the file can hold."""
+        return self._most_rows
 
     def tables(self) -> frozenset[str]:
         """The names of the plain tables: no views, no virtual tables."""
@@ -178,7 +212,7 @@ class SqliteSource:
         if table not in self._columns:
             try:
                 rows = self._plain.execute(f"PRAGMA table_info({quoted(table)})").fetchall()
-            except sqlite3.DatabaseError:
+            except _DAMAGE:
                 self._damaged.setdefault(table, 0)
                 rows = []
             self._columns[table] = frozenset(row[1].decode("utf-8", "replace") for row in rows)
@@ -221,7 +255,8 @@ class SqliteSource:
 
         try:
             return self._read_in_parts(query, finish)
-        except (AdbcError, sqlite3.DatabaseError):
+        except (AdbcError, *_DAMAGE):
+            self._refuse_late()
             return [finish(self._read_up_to_damage(query, wanted))]
 
     def _without_log(self, path: Path) -> Path:
@@ -266,7 +301,7 @@ class SqliteSource:
             if ends is not None:
                 most = min(most, ends[1] - ends[0] + 1)
             with self._connection() as connection:
-                return [finish(_run(connection, query, most))]
+                return [finish(self._run(connection, query, most))]
         first, last = ends
         # Rowids have no gaps in an export; where they do, parts are only uneven.
         count = _CURSORS * min(max((last - first) // (_CURSORS * _PART_ROWS), 1), _MOST_PARTS)
@@ -277,7 +312,7 @@ class SqliteSource:
             with self._connection() as connection:
                 return [
                     finish(
-                        _run(
+                        self._run(
                             connection,
                             replace(query, rows=f"rowid >= {low} AND rowid < {high}"),
                             min(most, high - low),
@@ -292,6 +327,10 @@ class SqliteSource:
         with ThreadPoolExecutor(_CURSORS) as pool:
             return [part for share in pool.map(read, shares) for part in share]
 
+    def _run(self, connection: dbapi.Connection, query: "_Query", most_rows: int) -> pl.DataFrame:
+        self._refuse_late()
+        return _run(connection, query, most_rows)
+
     @contextlib.contextmanager
     def _connection(self) -> Iterator[dbapi.Connection]:
         with dbapi.connect(self._uri) as connection:
@@ -304,12 +343,13 @@ class SqliteSource:
         """The rows before the damage; none where they never end: nothing tells the true ones."""
         rows: list[tuple[Any, ...]] = []
         ends = None
-        with contextlib.suppress(sqlite3.DatabaseError):
+        with contextlib.suppress(*_DAMAGE):
             ends = self._row_range(query.table)
         most = min(self._most_rows, ends[1] - ends[0] + 1) if ends else self._most_rows
         try:
             rows.extend(self._plain.execute(query.text(most + 1)))
-        except sqlite3.DatabaseError:
+        except _DAMAGE:
+            self._refuse_late()
             self._damaged[query.table] = len(rows)
         if len(rows) > most:
             rows.clear()

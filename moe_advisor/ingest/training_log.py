@@ -27,19 +27,24 @@ WARM_UP_ITERATIONS = 5
 _MIB_PER_GIB = 1024.0
 _GB_PER_GIB = 2**30 / 1e9
 
-_NUMBER = r"([0-9.]+(?:[eE][+-]?[0-9]+)?)"
-_ITERATION = re.compile(r"iteration\s+(\d+)/\s*(\d+)")
+LARGEST_FIGURE = 1e15
+"""No time in ms, rate or size in a log comes near it."""
+
+_NUMBER = r"([0-9]{1,30}(?:\.[0-9]{0,30})?(?:[eE][+-]?[0-9]{1,3})?)(?![0-9.])"
+_ITERATION = re.compile(r"iteration\s+(\d{1,18})/\s*(\d{1,18})")
 _ELAPSED = re.compile(r"elapsed time per iteration \(ms\):\s*" + _NUMBER)
 _THROUGHPUT = re.compile(r"throughput per GPU \(TFLOP/s/GPU\):\s*" + _NUMBER)
-_BATCH = re.compile(r"global batch size:\s*(\d+)")
+_BATCH = re.compile(r"global batch size:\s*(\d{1,18})")
 _BRIDGE_STEP = re.compile(
     r"Step Time : " + _NUMBER + r"s GPU utilization: " + _NUMBER + r"MODEL_TFLOP/s/GPU"
 )
-_MEMORY_LM = re.compile(r"\[Rank (\d+)\] \(after (\d+) iterations\) memory \(MB\)(.*)")
-_MEMORY_BRIDGE = re.compile(r"\[Rank (\d+)\] \(after (\d+) iterations\) memory \(GB\)(.*)")
-_WORLD = re.compile(r"using world size: (\d+), data-parallel size: (\d+)")
-_SEQUENCE = re.compile(r"(?:^|\s)seq_length:? \.*\s*(\d+)\s*(?:\(Mcore default|$)")
-_SKIPPED = re.compile(r"number of skipped iterations:\s*(\d+)")
+_MEMORY_LM = re.compile(r"\[Rank (\d{1,18})\] \(after (\d{1,18}) iterations\) memory \(MB\)(.*)")
+_MEMORY_BRIDGE = re.compile(
+    r"\[Rank (\d{1,18})\] \(after (\d{1,18}) iterations\) memory \(GB\)(.*)"
+)
+_WORLD = re.compile(r"using world size: (\d{1,18}), data-parallel size: (\d{1,18})")
+_SEQUENCE = re.compile(r"(?:^|\s)seq_length:? \.*\s*(\d{1,18})\s*(?:\(Mcore default|$)")
+_SKIPPED = re.compile(r"number of skipped iterations:\s*(\d{1,18})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,19 +163,21 @@ def parse(lines: Iterable[str]) -> TrainingLog:
         if "elapsed time per iteration" in line:
             number = _ITERATION.search(line)
             elapsed = _ELAPSED.search(line)
-            if number and elapsed:
+            length = _figure(elapsed)
+            if number and length is not None:
                 total = int(number[2])
                 iterations[int(number[1])] = Iteration(
                     number=int(number[1]),
-                    ms=float(elapsed[1]),
-                    tflops_per_gpu=_float(_THROUGHPUT.search(line)),
+                    ms=length,
+                    tflops_per_gpu=_figure(_THROUGHPUT.search(line)),
                     global_batch_size=_int(_BATCH.search(line)),
                 )
         elif "Step Time :" in line:
             step = _BRIDGE_STEP.search(line)
-            if step:
+            length, rate = _figure(step), _figure(step, 2)
+            if length is not None and rate is not None:
                 bridge = True
-                bridge_steps.append((float(step[1]) * 1e3, float(step[2])))
+                bridge_steps.append((length * 1e3, rate))
         elif "memory (" in line:
             found = _memory(line)
             if found:
@@ -243,20 +250,20 @@ def _memory(line: str) -> Memory | None:
             for key, separator, value in (part.partition(":") for part in match[3].split("|"))
             if separator
         }
-        retries = _float(re.match(_NUMBER, parts.get("mem-alloc-retires", "")))
+        retries = re.match(r"\d{1,18}", parts.get("mem-alloc-retires", ""))
         return Memory(
             rank=int(match[1]),
             iteration=int(match[2]),
             max_allocated_gib=_scaled(parts.get(allocated), per_gib),
             max_reserved_gib=_scaled(parts.get(reserved), per_gib),
-            alloc_retries=None if retries is None else int(retries),
+            alloc_retries=None if retries is None else int(retries[0]),
         )
     return None
 
 
 def _scaled(text: str | None, per_gib: float) -> float | None:
-    match = re.match(_NUMBER, text or "")
-    return None if match is None else float(match[1]) / per_gib
+    found = _figure(re.match(_NUMBER, text or ""))
+    return None if found is None else found / per_gib
 
 
 def _is_config(line: str, taken: list[str]) -> bool:
@@ -289,13 +296,10 @@ def _config_int(config: dict[str, ConfigValue], key: str) -> int | None:
     return int(value) if isinstance(value, int | float) else None
 
 
-def _float(match: re.Match[str] | None) -> float | None:
-    if match is None:
-        return None
-    try:
-        return float(match[1])
-    except ValueError:
-        return None
+def _figure(match: re.Match[str] | None, group: int = 1) -> float | None:
+    """A time, rate or size; None for 0 and infinity, which no run has."""
+    found = float(match[group]) if match is not None else 0.0
+    return found if 0.0 < found < LARGEST_FIGURE else None
 
 
 def _int(match: re.Match[str] | None) -> int | None:

@@ -4,14 +4,14 @@
 launching, dependency); here each of those is divided further by the evidence that the trace holds.
 """
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
-import polars as pl
 from numpy.typing import NDArray
 
+from moe_advisor.codes import among, distinct
 from moe_advisor.intervals import EMPTY, Intervals, merge, union
+from moe_advisor.measure.call_names import Detail, name_calls
 from moe_advisor.measure.host import Idle, issue_times, next_issue_ns
 from moe_advisor.measure.steps import StepWindows
 from moe_advisor.model import NONE, ActivityKind, CopyKind, RangeKind, RankTrace
@@ -32,12 +32,6 @@ work was being issued."""
 RECURRING_STEPS = 0.6
 """A pause that comes in more than this share of the steps belongs to the loop; only then is the
 garbage collector suspected. The trace can't prove it."""
-
-NAMED_CALLS = 500
-"""The ranges around at most so many calls are looked up, those with the most idle time first."""
-
-DETAIL_ROWS = 8
-"""At most so many rows name what a cause consists of; the rest is summed as other."""
 
 GROUP_OF = {
     "dispatcher_split_sync": "sync",
@@ -60,11 +54,6 @@ GROUP_OF = {
     "dependency_unknown": "dependency",
 }
 """Cause -> the part of design.md's division that it belongs to, in order of precedence."""
-
-STEP_NAME = re.compile(r"(ProfilerStep|iteration|step)[#_ ]?\d+", re.IGNORECASE)
-"""A range around a whole step says nothing about what a call was for."""
-
-Detail = dict[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -90,7 +79,14 @@ def find_causes(
     sets["alloc"], sets["data"] = idle.by_cause["alloc"], idle.by_cause["data"]
     sets |= _launching(rank, roles, idle.by_cause["launch"], windows, calls)
     sets |= _dependencies(rank, roles, idle.dependency)
-    detail = _named_calls(rank, sets, calls, split)
+    chosen = {
+        "dispatcher_split_sync": split,
+        "blocking_copy": calls.blocking & ~split,
+        "sync": calls.sync & ~split & ~calls.blocking,
+        "alloc": calls.alloc,
+        "module_load": calls.module,
+    }
+    detail = name_calls(rank, sets, chosen | {"cuda_call": ~calls.module}, paths=set(chosen))
     return Causes({cause: sets[cause] for cause in GROUP_OF}, detail)
 
 
@@ -111,10 +107,10 @@ class _Calls:
     def of(cls, rank: RankTrace, taxonomy: Taxonomy) -> "_Calls":
         table = rank.calls
         name = table["name"].to_numpy()
-        kinds = {one: taxonomy.call_kind(rank.names[one]) for one in np.unique(name).tolist()}
+        kinds = {one: taxonomy.call_kind(rank.names[one]) for one in distinct(name)}
 
         def of_kind(wanted: str) -> NDArray[np.bool_]:
-            return np.isin(name, [one for one, kind in kinds.items() if kind == wanted])
+            return among(name, [one for one, kind in kinds.items() if kind == wanted])
 
         blocking = of_kind("blocking_copy")
         work = rank.activities
@@ -172,24 +168,23 @@ def _split_syncs(rank: RankTrace, roles: RoleTable, calls: _Calls) -> NDArray[np
     waits = calls.sync | calls.blocking
     for tid in np.unique(calls.tid[payload]).tolist():
         rows = np.flatnonzero(calls.tid == tid)
-        number = np.arange(len(rows))
         end = len(rows)
 
         def following(mask: NDArray[np.bool_], end: int = end) -> NDArray[np.int64]:
             """Per call, the place of the next call of this kind after it."""
-            at = np.where(mask, np.arange(end), end)
+            at = np.where(mask, np.arange(end, dtype=np.int32), np.int32(end))
             after = np.minimum.accumulate(at[::-1])[::-1]
             return np.append(after[1:], end)
 
         def preceding(mask: NDArray[np.bool_], end: int = end) -> NDArray[np.int64]:
             """Per call, the place of the last call of this kind before it."""
-            at = np.where(mask, np.arange(end), -1)
+            at = np.where(mask, np.arange(end, dtype=np.int32), np.int32(-1))
             return np.concatenate([[-1], np.maximum.accumulate(at)[:-1]])
 
         copied = preceding(copies[rows]) > preceding(waits[rows] & ~copies[rows])
         copied |= copies[rows]
         soon = following(payload[rows]) < following(other[rows])
-        found[rows] = waits[rows] & copied & soon & (number < end)
+        found[rows] = waits[rows] & copied & soon
     return found
 
 
@@ -202,14 +197,14 @@ def _launching(
     start, end = ranges["start_ns"].to_numpy(), ranges["end_ns"].to_numpy()
     overhead = [n for n, text in enumerate(rank.names) if text.startswith(PROFILER_PREFIX)]
     loading = [n for n in overhead if any(part in rank.names[n] for part in LOADING)]
-    is_overhead, is_loading = np.isin(name, overhead), np.isin(name, loading)
+    is_overhead, is_loading = among(name, overhead), among(name, loading)
     steps = np.isin(start, windows.host_start) | np.isin(end, windows.host_end)
-    visible = np.isin(kind, (RangeKind.OPERATOR, RangeKind.PYTHON, RangeKind.ANNOTATION))
+    visible = among(kind, (RangeKind.OPERATOR, RangeKind.PYTHON, RangeKind.ANNOTATION))
     visible &= ~is_overhead & ~steps
     # Most calls and operators lie where the device is busy: only those in a gap matter here.
     near = gaps.touches(start, end)
     visible &= near
-    operators = np.isin(kind, (RangeKind.OPERATOR, RangeKind.PYTHON)) & ~is_overhead & near
+    operators = among(kind, (RangeKind.OPERATOR, RangeKind.PYTHON)) & ~is_overhead & near
     in_gap = gaps.touches(calls.start, calls.end)
     called = union(calls.start[in_gap], calls.end[in_gap])
     sets: dict[str, Intervals] = {}
@@ -289,110 +284,10 @@ def _dependencies(rank: RankTrace, roles: RoleTable, idle: Intervals) -> dict[st
     unknown |= (start[after] < idle.ends) | (end[before] > idle.starts)
     choice = np.select(
         [unknown, inside_graph, ~same & copied, ~same & spoke, ~same],
-        ["unknown", "graph", "copy", "peer", "stream"],
-        "queue",
+        [np.int8(place) for place in range(5)],
+        np.int8(5),
     )
-    for kind in ("graph", "copy", "peer", "stream", "queue", "unknown"):
-        rows = choice == kind
+    for place, kind in enumerate(("unknown", "graph", "copy", "peer", "stream", "queue")):
+        rows = choice == place
         sets[f"dependency_{kind}"] = union(idle.starts[rows], idle.ends[rows])
     return sets
-
-
-# ---------------------------------------------------------------------------------------- names
-
-
-def _named_calls(
-    rank: RankTrace, sets: dict[str, Intervals], calls: _Calls, split: NDArray[np.bool_]
-) -> dict[str, Detail]:
-    """The calls behind a cause: API name with the innermost range of the thread around it."""
-    chosen = {
-        "dispatcher_split_sync": split,
-        "blocking_copy": calls.blocking & ~split,
-        "sync": calls.sync & ~split & ~calls.blocking,
-        "alloc": calls.alloc,
-        "module_load": calls.module,
-        "cuda_call": ~calls.module,
-    }
-    within = _Around(rank)
-    detail: dict[str, Detail] = {}
-    near = np.flatnonzero(merge(sets[cause] for cause in chosen).touches(calls.start, calls.end))
-    for cause, mask in chosen.items():
-        gaps = sets[cause]
-        rows = near[mask[near]]
-        if not len(gaps) or not len(rows):
-            continue
-        under = gaps.within(calls.start[rows], calls.end[rows])
-        rows, under = rows[under > 0], under[under > 0]
-        order = np.argsort(-under, kind="stable")
-        longest = order[: 0 if cause == "cuda_call" else NAMED_CALLS]
-        found: Detail = {}
-        for at in longest.tolist():
-            row = int(rows[at])
-            text = rank.names[int(calls.name[row])]
-            path = within.path(int(calls.tid[row]), int(calls.start[row]))
-            _add(found, f"{text} in {path}" if path else text, 1, int(under[at]))
-        others = order[len(longest) :]
-        names, place = np.unique(calls.name[rows[others]], return_inverse=True)
-        numbers = np.bincount(place, minlength=len(names))
-        sums = np.bincount(place, weights=under[others], minlength=len(names))
-        for name, number, ns in zip(names.tolist(), numbers.tolist(), sums.tolist(), strict=True):
-            _add(found, rank.names[name], number, int(ns))
-        detail[cause] = _largest(found)
-    return detail
-
-
-def _add(found: Detail, text: str, number: int, ns: int) -> None:
-    before = found.get(text, (0, 0))
-    found[text] = (before[0] + number, before[1] + ns)
-
-
-class _Around:
-    """Finds the innermost annotation and operator of a thread around a time."""
-
-    REACH = (64, 4_096, 1 << 62)  # siblings to look back over, few first: most paths end early
-
-    def __init__(self, rank: RankTrace) -> None:
-        self._rank = rank
-        self._threads: dict[int, tuple[NDArray, ...]] = {}  # type: ignore[type-arg]
-
-    def path(self, tid: int, time: int) -> str:
-        """`annotation > operator`, either alone, or nothing."""
-        start, end, name, kind = self._thread(tid)
-        last = int(np.searchsorted(start, time, side="right"))
-        annotation = operator = ""
-        for reach in self.REACH:
-            low = max(last - reach, 0)
-            open_ = low + np.flatnonzero(end[low:last] > time)
-            for row in open_[::-1].tolist():
-                text = self._rank.names[int(name[row])].split(", seq = ")[0]
-                if kind[row] == RangeKind.OPERATOR and not operator:
-                    operator = text
-                elif (
-                    kind[row] == RangeKind.ANNOTATION
-                    and not annotation
-                    and not STEP_NAME.fullmatch(text)
-                ):
-                    annotation = text
-            if annotation or low == 0:
-                break
-        return " > ".join(part for part in (annotation, operator) if part)
-
-    def _thread(self, tid: int) -> "tuple[NDArray, ...]":  # type: ignore[type-arg]
-        if tid not in self._threads:
-            part = self._rank.ranges.filter(
-                (pl.col("tid") == tid)
-                & pl.col("kind").is_in([int(RangeKind.OPERATOR), int(RangeKind.ANNOTATION)])
-            )
-            self._threads[tid] = tuple(
-                part[column].to_numpy() for column in ("start_ns", "end_ns", "name", "kind")
-            )
-        return self._threads[tid]
-
-
-def _largest(found: Detail) -> Detail:
-    ordered = sorted(found.items(), key=lambda item: (-item[1][1], item[0]))
-    kept = dict(ordered[:DETAIL_ROWS])
-    if len(ordered) > DETAIL_ROWS:
-        rest = [value for _, value in ordered[DETAIL_ROWS:]]
-        kept["other"] = (sum(count for count, _ in rest), sum(ns for _, ns in rest))
-    return kept

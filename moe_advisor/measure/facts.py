@@ -106,7 +106,7 @@ def trace_facts(
     if metric.get("router_ms", 0.0) > 0:
         t["fused_router"] = "te-router" in families
     imbalance = metric.get("expert_token_imbalance")
-    if imbalance is not None:
+    if imbalance is not None and summary.metrics["expert_token_imbalance"].status == "measured":
         t["forced_balance_suspected"] = imbalance < FORCED_BALANCE
     if has_ep and "ep_a2a_exposed_ms" in metric:
         hidden = 1.0 - metric["ep_a2a_exposed_ms"] / metric["ep_a2a_ms"]

@@ -7,10 +7,13 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from moe_advisor.codes import among, distinct
 from moe_advisor.intervals import Intervals
 from moe_advisor.measure.partial import RankPartial
 from moe_advisor.measure.steps import StepWindows
 from moe_advisor.model import ActivityKind, CaptureIssue, RankTrace, Severity
+from moe_advisor.privacy import safe_text
+from moe_advisor.result import SlowGpu, SlowKernel
 from moe_advisor.roles.assign import RoleTable
 from moe_advisor.roles.roles import Role
 from moe_advisor.roles.taxonomy import Taxonomy
@@ -18,6 +21,19 @@ from moe_advisor.roles.taxonomy import Taxonomy
 LOST_SHARE = 0.05
 """More launches without a kernel, or kernels without a launch, than this are lost records: healthy
 captures have none inside their steps."""
+
+EARLY_NS = 50_000
+"""CUPTI converts GPU times to the host's clock within some µs; 50 µs before its launch no kernel
+can begin."""
+
+EARLY_SHARE = 0.01
+"""Up to one activity in a hundred may be an outlier of the conversion."""
+
+FEWER_KERNELS = 0.5
+"""Steps of one job launch the same kernels within some per cent; half of them is another thing."""
+
+MIN_STEPS = 3
+"""Of two steps nothing says which is the odd one."""
 
 COMPARED_KERNELS = 40
 """The kernels with the most time are compared between ranks; they are most of any step."""
@@ -75,7 +91,46 @@ def rank_issues(
                 rank.rank,
             )
         )
+    found += _early_kernels(rank, call)
+    found += _uneven_steps(rank, windows, np.bincount(step[inside], minlength=len(windows)))
     return found
+
+
+def _early_kernels(rank: RankTrace, call: NDArray[np.int64]) -> list[CaptureIssue]:
+    """GPU work that begins before its launch call: the clocks of host and GPU disagree."""
+    if any(issue.id == "clock-skew" for issue in rank.issues):
+        return []
+    linked = call >= 0
+    start = rank.activities["start_ns"].to_numpy()[linked]
+    ahead = rank.calls["start_ns"].to_numpy()[call[linked]] - start
+    early = int((ahead > EARLY_NS).sum())
+    if early <= EARLY_SHARE * max(len(start), 1):
+        return []
+    message = (
+        f"{early} of {len(start)} GPU activities begin more than {EARLY_NS // 1000} µs before "
+        "their launch call: host and GPU clocks disagree, so host gaps are uncertain; capture "
+        "again after a restart of the profiler"
+    )
+    return [CaptureIssue("clock-skew", Severity.WARNING, message, early, rank.rank)]
+
+
+def _uneven_steps(
+    rank: RankTrace, windows: StepWindows, kernels: NDArray[np.int64]
+) -> list[CaptureIssue]:
+    """Steps with far fewer kernels than the others: records were lost, or it was no training."""
+    if len(kernels) < MIN_STEPS:
+        return []
+    usual = float(np.median(kernels))
+    few = np.flatnonzero(kernels < FEWER_KERNELS * usual)
+    if not len(few) or len(few) == len(kernels):
+        return []
+    first = int(few[0])
+    message = (
+        f"{len(few)} of {len(kernels)} steps hold less than half of the usual {usual:.0f} kernels "
+        f"({windows.names[first]}: {kernels[first]}): records were lost there, or the step did "
+        f"other work; leave them out with --steps, or {RECAPTURE}"
+    )
+    return [CaptureIssue("uneven-steps", Severity.WARNING, message, len(few), rank.rank)]
 
 
 def _kernel_launches(
@@ -85,14 +140,14 @@ def _kernel_launches(
     name, start = rank.calls["name"].to_numpy(), rank.calls["start_ns"].to_numpy()
     kernel = [
         one
-        for one in np.unique(name).tolist()
+        for one in distinct(name)
         if taxonomy.call_kind(rank.names[one]) == "launch" and "LaunchKernel" in rank.names[one]
     ]
     at = np.searchsorted(windows.host_start, start, side="right") - 1
     if not len(windows):
         return np.zeros(len(name), np.bool_)
     inside = (at >= 0) & (start < windows.host_end[np.maximum(at, 0)])
-    return np.isin(name, kernel) & inside
+    return among(name, kernel) & inside
 
 
 def kernel_speeds(
@@ -130,23 +185,67 @@ def gpu_slowness(partials: Sequence[RankPartial]) -> dict[int, float]:
     Pipeline stages hold different layers, and kernels of one name and grid may differ in depth:
     only ranks of one stage are peers.
     """
-    speeds = {one.rank: one.facts.get("kernel_speeds", {}) for one in partials}
-    stage = {one.rank: _stage(one) for one in partials}
-    found: dict[int, float] = {}
-    for rank, mine in speeds.items():
-        above = below = 0.0
-        for kernel, (median, total) in mine.items():
-            others = [
-                one[kernel][0]
-                for peer, one in speeds.items()
-                if peer != rank and stage[peer] == stage[rank] and kernel in one
-            ]
-            if others:
-                above += total
-                below += total * float(np.median(others)) / median
-        if below:
-            found[rank] = above / below
-    return found
+    return {
+        rank: sum(total for _, _, total, _ in kernels)
+        / sum(total * peers / median for _, median, total, peers in kernels)
+        for rank, kernels in _against_peers(partials).items()
+    }
+
+
+def _against_peers(
+    partials: Sequence[RankPartial],
+) -> dict[int, list[tuple[str, float, int, float]]]:
+    """Rank -> (kernel, its median ns, its ns in all, the median of the peers' medians) each."""
+    runs: dict[tuple[int, str], list[tuple[float, int, int]]] = {}
+    for one in partials:
+        stage = _stage(one)
+        for kernel, (median, total) in one.facts.get("kernel_speeds", {}).items():
+            runs.setdefault((stage, kernel), []).append((median, one.rank, total))
+    found: dict[int, list[tuple[str, float, int, float]]] = {}
+    for (_, kernel), members in runs.items():
+        if len(members) < 2:
+            continue
+        members.sort()
+        ordered = [median for median, _, _ in members]
+        # The median of all others: of the sorted values without the one at `place`.
+        low, high = (len(ordered) - 2) // 2, (len(ordered) - 1) // 2
+        for place, (median, rank, total) in enumerate(members):
+            peers = (ordered[low + (low >= place)] + ordered[high + (high >= place)]) / 2
+            found.setdefault(rank, []).append((kernel, median, total, peers))
+    return {rank: sorted(found[rank]) for rank in sorted(found)}
+
+
+NAME_LIMIT = 160
+"""Characters of a kernel's name that are shown."""
+
+SHOWN_KERNELS = 8
+"""Kernels that show a GPU's slowness: the ones with the most time."""
+
+
+def slow_gpus(partials: Sequence[RankPartial]) -> list[SlowGpu]:
+    """The ranks whose GPU is more than SLOW_GPU slower than its peers, slowest first."""
+    slowness = gpu_slowness(partials)
+    compared = _against_peers(partials) if max(slowness.values(), default=0) > SLOW_GPU else {}
+    found = [
+        SlowGpu(
+            rank=rank,
+            slowness=round(slowness[rank], 6),
+            kernels=[
+                SlowKernel(
+                    name=safe_text(kernel.rsplit("|", 2)[0], NAME_LIMIT),
+                    ms=round(median / 1e6, 6),
+                    peers_ms=round(peers / 1e6, 6),
+                    slowness=round(median / peers, 6),
+                )
+                for kernel, median, total, peers in sorted(
+                    kernels, key=lambda row: (-row[2], row[0])
+                )[:SHOWN_KERNELS]
+            ],
+        )
+        for rank, kernels in compared.items()
+        if slowness[rank] > SLOW_GPU
+    ]
+    return sorted(found, key=lambda one: (-one.slowness, one.rank))
 
 
 def _stage(one: RankPartial) -> int:

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from moe_advisor.codes import among, distinct
 from moe_advisor.intervals import Intervals, merge, union
 from moe_advisor.model import NONE, ActivityKind, CopyKind, RankTrace
 from moe_advisor.roles.taxonomy import Taxonomy
@@ -32,10 +33,10 @@ def host_calls(rank: RankTrace, taxonomy: Taxonomy) -> HostCalls:
     names = rank.calls["name"].to_numpy()
     start = rank.calls["start_ns"].to_numpy()
     end = rank.calls["end_ns"].to_numpy()
-    kinds = {name: taxonomy.call_kind(rank.names[name]) for name in np.unique(names).tolist()}
+    kinds = {name: taxonomy.call_kind(rank.names[name]) for name in distinct(names)}
 
     def of_kind(*wanted: str) -> NDArray[np.bool_]:
-        return np.isin(names, [name for name, kind in kinds.items() if kind in wanted])
+        return among(names, [name for name, kind in kinds.items() if kind in wanted])
 
     sync = of_kind("sync")
     blocking = of_kind("blocking_copy")
@@ -47,7 +48,7 @@ def host_calls(rank: RankTrace, taxonomy: Taxonomy) -> HostCalls:
     )
     blocking[copies["call"].to_numpy()] = True  # an async copy to pageable memory waits for it
     alloc = of_kind("alloc")
-    freed = np.isin(names, [n for n in kinds if rank.names[n] in ("cudaFree", "hipFree")])
+    freed = among(names, [n for n in kinds if rank.names[n] in ("cudaFree", "hipFree")])
     contexts = {n: taxonomy.context(rank.names[n]) for n in rank.ranges["name"].unique().to_list()}
     loads = rank.ranges.filter(
         pl.col("name").is_in([name for name, context in contexts.items() if context == "data"])

@@ -83,8 +83,7 @@ def _most_time(rank: RankTrace, rows: NDArray[np.bool_]) -> NDArray[np.int64]:
     table = rank.activities
     names = table["name"].to_numpy()[at]
     length = (table["end_ns"].to_numpy() - table["start_ns"].to_numpy())[at]
-    values, place = np.unique(names, return_inverse=True)
-    chosen = values[int(np.argmax(np.bincount(place, weights=length)))]
+    chosen = int(np.argmax(np.bincount(names, weights=length)))
     return np.asarray(at[names == chosen], np.int64)
 
 

@@ -37,6 +37,8 @@ class Collectives:
     compute_before_ns: NDArray[np.int64]
     gap_before_ns: NDArray[np.int64]
     backward: NDArray[np.bool_]
+    kind: NDArray[np.int8]
+    """`model.CollectiveKind` of each."""
 
     def __len__(self) -> int:
         return len(self.step)
@@ -93,3 +95,5 @@ class RankPartial:
     """Finest idle cause -> ns over all steps; the causes add up to the idle time."""
     layers_ns: dict[tuple[int, str], tuple[int, int]] = field(default_factory=dict)
     """(layer, phase) -> (forward ns, backward ns) over all steps; empty where layers don't show."""
+    kernels: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+    """(role, short name) -> (number, ns) over all steps; name "" sums a role's shortest."""

@@ -6,13 +6,17 @@ waiting. No clock is compared, so ranks of different hosts match as well as thos
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_advisor.measure.bandwidth import Rates
+from moe_advisor.measure.imbalance import Dispatches
+from moe_advisor.measure.lateness import Arrivals
 from moe_advisor.measure.partial import Collectives, PerStep, RankPartial
+from moe_advisor.model import CollectiveKind
 from moe_advisor.roles.roles import Family, Role
 
 WAITING_FAMILIES = (Family.EP, Family.DP, Family.TP, Family.CP)
@@ -20,6 +24,10 @@ WAITING_FAMILIES = (Family.EP, Family.DP, Family.TP, Family.CP)
 with its sender's last kernel, so its waiting is the bubble's business."""
 
 _FAMILY_OF = np.asarray([role.family for role in Role], dtype=object)
+_WAITING_NUMBER = np.asarray(
+    [next((n for n, f in enumerate(WAITING_FAMILIES) if f is role.family), -1) for role in Role],
+    np.int8,
+)
 
 UNEVEN_TOKENS = 1.05
 """From this max / mean of received tokens on, extra compute of the late rank is imbalance: forced
@@ -37,6 +45,31 @@ class Instance:
     ranks: tuple[int, ...]
     transfer_ns: int
     waits_ns: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Matched:
+    """The matched collectives of one group over all its steps, as arrays of equal length."""
+
+    group: str
+    ranks: tuple[int, ...]
+    steps: tuple[str, ...]
+    step: NDArray[np.int64]
+    """Place in `steps`, ascending."""
+    role: NDArray[np.int8]
+    transfer_ns: NDArray[np.int64]
+    waits_ns: NDArray[np.int64]
+    """[member, collective]."""
+
+    def instances(self, step: str, family: Family) -> Iterator[Instance]:
+        """Those of one step and family; `index` counts all collectives of the group in the step."""
+        columns = np.flatnonzero(self.step == self.steps.index(step))
+        for index, column in enumerate(columns.tolist()):
+            role = Role(self.role[column])
+            if role.family is family:
+                waits = tuple(self.waits_ns[:, column].tolist())
+                transfer = int(self.transfer_ns[column])
+                yield Instance(self.group, step, index, role, self.ranks, transfer, waits)
 
 
 @dataclass
@@ -57,14 +90,35 @@ class Waiting:
 
 
 @dataclass
+class Tally:
+    """Sums over all matched collectives, for views of their own."""
+
+    rates: Rates = field(default_factory=Rates)
+    arrivals: Arrivals = field(default_factory=Arrivals)
+    dispatches: Dispatches = field(default_factory=Dispatches)
+
+
+@dataclass
 class Peers:
     """Everything that matching found; `imbalance` is the mean over forward dispatches, or None."""
 
     by_rank: dict[int, Waiting]
-    instances: list[Instance]
+    matched: list[Matched]
     imbalance: float | None
     imbalance_reason: str | None
     unmatched_groups: dict[str, str]
+    tally: Tally
+
+    def instances(self, step: str, family: Family) -> Iterator[Instance]:
+        """The matched collectives of one step and family, group by group in launch order."""
+        for one in self.matched:
+            if step in one.steps:
+                yield from one.instances(step, family)
+
+    def groups(self, family: Family) -> set[tuple[int, ...]]:
+        """The ranks of every group that was matched in a collective of the family."""
+        roles = [role for role in Role if role.family is family]
+        return {one.ranks for one in self.matched if np.isin(one.role, roles).any()}
 
 
 @dataclass(frozen=True)
@@ -73,11 +127,15 @@ class _Member:
     rows: dict[str, NDArray[np.int64]]  # step name -> rows in launch order
 
 
-def match_peers(partials: Sequence[RankPartial]) -> Peers:
-    """Matches the collectives of all ranks; ranks that lack a partner stay unmatched."""
+def match_peers(partials: Sequence[RankPartial], domain: int | None = None) -> Peers:
+    """Matches the collectives of all ranks; ranks that lack a partner stay unmatched.
+
+    `domain` is the number of GPUs of an NVLink domain, where it is known.
+    """
+    tally = Tally()
     waiting = {one.rank: _blank(one) for one in partials}
     groups = _groups(partials)
-    instances: list[Instance] = []
+    matched: list[Matched] = []
     unmatched: dict[str, str] = {}
     ratios: list[float] = []
     for name in sorted(groups):
@@ -90,14 +148,15 @@ def match_peers(partials: Sequence[RankPartial]) -> Peers:
         if len(members) < 2 or len(members) < expected:
             unmatched[name] = f"{len(members)} of {expected or 'unknown'} ranks read"
             continue
-        for step in _common_steps(members):
-            _match_step(name, step, members, waiting, instances, ratios, unmatched)
+        steps = _whole_steps(name, members, unmatched)
+        if steps:
+            matched.append(_match_group(name, steps, members, waiting, ratios, tally, domain))
     reason = None
     if not ratios:
         reason = "no forward dispatch with known sizes on all ranks of its group"
     imbalance = float(np.mean(ratios)) if ratios else None
     _causes(waiting, partials, imbalance)
-    return Peers(waiting, instances, imbalance, reason, unmatched)
+    return Peers(waiting, matched, imbalance, reason, unmatched, tally)
 
 
 def _blank(partial: RankPartial) -> Waiting:
@@ -142,72 +201,124 @@ def _groups(partials: Sequence[RankPartial]) -> dict[str, list[_Member]]:
     return found
 
 
-def _common_steps(members: Sequence[_Member]) -> list[str]:
-    first = members[0].rows
-    return [step for step in first if all(step in member.rows for member in members[1:])]
+def _whole_steps(
+    name: str, members: Sequence[_Member], unmatched: dict[str, str]
+) -> tuple[str, ...]:
+    """Steps in which all members launched the same number of the group's collectives."""
+    first, *others = members
+    found = []
+    for step in first.rows:
+        if any(step not in member.rows for member in others):
+            continue
+        counts = [len(member.rows[step]) for member in members]
+        if len(set(counts)) == 1:
+            found.append(step)
+        else:
+            shown = ", ".join(map(str, counts[:8]))
+            unmatched[name] = (
+                f"step {step}: ranks launched different numbers of collectives ({shown})"
+            )
+    return tuple(found)
 
 
-def _match_step(
+def _match_group(
     name: str,
-    step: str,
+    steps: tuple[str, ...],
     members: Sequence[_Member],
     waiting: Mapping[int, Waiting],
-    instances: list[Instance],
     ratios: list[float],
-    unmatched: dict[str, str],
-) -> None:
-    rows = [member.rows[step] for member in members]
-    if len({len(one) for one in rows}) > 1:
-        counts = ", ".join(str(len(one)) for one in rows[:8])
-        unmatched[name] = f"step {step}: ranks launched different numbers of collectives ({counts})"
-        return
+    tally: Tally,
+    domain: int | None,
+) -> Matched:
+    """Matches a group's collectives in all of `steps`, which every member has whole."""
+    rows = [np.concatenate([member.rows[step] for step in steps]) for member in members]
+    place = np.repeat(np.arange(len(steps)), [len(members[0].rows[step]) for step in steps])
     tables = [member.partial.collectives for member in members]
-    duration = np.stack([t.duration_ns[r] for t, r in zip(tables, rows, strict=True)])
+
+    def stacked(column: str) -> NDArray[np.int64]:
+        return np.stack([getattr(t, column)[at] for t, at in zip(tables, rows, strict=True)])
+
+    duration, received = stacked("duration_ns"), stacked("bytes_received")
     transfer = duration.min(axis=0)
     wait = duration - transfer
     last = duration.argmin(axis=0)
-    received = np.stack([t.bytes_received[r] for t, r in zip(tables, rows, strict=True)])
     role = tables[0].role[rows[0]]
     forward = (role == Role.EP_DISPATCH) & ~tables[0].backward[rows[0]]
+    # What an all-gather delivers is the same everywhere: it says nothing about expert tokens.
+    forward &= tables[0].kind[rows[0]] != CollectiveKind.ALL_GATHER
     sized = forward & (received.min(axis=0) >= 0) & (received.sum(axis=0) > 0)
     if sized.any():
         ratios.extend((received.max(axis=0) / received.mean(axis=0))[sized].tolist())
     ranks = tuple(member.partial.rank for member in members)
-    compute = np.stack([t.compute_before_ns[r] for t, r in zip(tables, rows, strict=True)])
-    gaps = np.stack([t.gap_before_ns[r] for t, r in zip(tables, rows, strict=True)])
+    compute, gaps = stacked("compute_before_ns"), stacked("gap_before_ns")
     columns = np.arange(len(transfer))
+    by_host, by_compute = np.zeros_like(wait), np.zeros_like(wait)
     for position, member in enumerate(members):
         one, at = waiting[member.partial.rank], rows[position]
-        number = member.partial.step_names.index(step)
+        number, count = tables[position].step[at], len(member.partial.step_names)
         one.wait_ends_ns[at] += wait[position]
         one.matched[at] = True
-        families = _FAMILY_OF[tables[position].role[at]]
-        for family in WAITING_FAMILIES:
-            mine = families == family
-            one.transfer[family][number] += int(transfer[mine].sum())
-            one.wait[family][number] += int(wait[position][mine].sum())
+        code = _WAITING_NUMBER[tables[position].role[at]]
+
+        def per_step(
+            values: NDArray[np.int64],
+            mine: NDArray[np.bool_],
+            number: NDArray[np.int64] = number,
+            count: int = count,
+        ) -> PerStep:
+            total = np.zeros(count, np.int64)
+            np.add.at(total, number[mine], values[mine])
+            return total
+
+        for family_code, family in enumerate(WAITING_FAMILIES):
+            mine = code == family_code
+            one.transfer[family] += per_step(transfer, mine)
+            one.wait[family] += per_step(wait[position], mine)
         host, slow = _explained(
             wait[position],
             np.maximum(gaps[last, columns] - gaps[position], 0),
             np.maximum(compute[last, columns] - compute[position], 0),
         )
-        mine = families == Family.EP
-        one.wait_host[number] += int(host[mine].sum())
-        one.wait_compute[number] += int(slow[mine].sum())
+        by_host[position], by_compute[position] = host, slow
+        mine = code == WAITING_FAMILIES.index(Family.EP)
+        one.wait_host += per_step(host, mine)
+        one.wait_compute += per_step(slow, mine)
         one.instances += int(mine.sum())
         one.arrived_last += int((mine & (last == position)).sum())
-    instances.extend(
-        Instance(
-            name,
-            step,
-            index,
-            Role(role[index]),
-            ranks,
-            int(transfer[index]),
-            tuple(int(value) for value in wait[:, index]),
-        )
-        for index in range(len(transfer))
+    tally.rates.add(
+        name, [(m.partial, at) for m, at in zip(members, rows, strict=True)], transfer, domain
     )
+    cuts = np.searchsorted(place[sized], np.arange(1, len(steps)))
+    for step, part in zip(steps, np.split(received[:, sized], cuts, axis=1), strict=True):
+        tally.dispatches.add(ranks, step, part)
+    together = _WAITING_NUMBER[role] >= 0
+    tally.arrivals.add(
+        _FAMILY_OF[role[together]],
+        ranks,
+        last[together],
+        wait[:, together],
+        by_host[:, together],
+        by_compute[:, together],
+        _fullness(role, received)[:, together],
+    )
+    return Matched(name, ranks, steps, place, role, transfer, wait)
+
+
+def _fullness(role: NDArray[np.int8], received: NDArray[np.int64]) -> NDArray[np.float64]:
+    """[member, collective]: tokens of the experts that ran before each collective, of their mean.
+
+    Only where the payload collective before it is a dispatch did experts run in between; elsewhere,
+    and where sizes are unknown, everyone counts as 1.
+    """
+    number = len(role)
+    payload = np.isin(role, (Role.EP_DISPATCH, Role.EP_COMBINE))
+    at = np.maximum.accumulate(np.where(payload, np.arange(number), -1))
+    before = np.concatenate([[-1], at[:-1]]) if number else at
+    mean = received.mean(axis=0) if number else np.zeros(0)
+    known = (received >= 0).all(axis=0) & (mean > 0)
+    share = np.where(known, received / np.where(known, mean, 1.0), 1.0)
+    dispatched = (before >= 0) & (role[before] == Role.EP_DISPATCH) if number else payload
+    return np.where(dispatched, share[:, before], 1.0)
 
 
 def _explained(

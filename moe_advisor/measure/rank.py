@@ -8,20 +8,27 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from moe_advisor.codes import among, distinct
 from moe_advisor.intervals import EMPTY, Intervals, merge, union
+from moe_advisor.measure.blocking import find_blocking
 from moe_advisor.measure.causes import find_causes
+from moe_advisor.measure.gemms import gemm_work
 from moe_advisor.measure.health import kernel_speeds, memory_levels, rank_issues
+from moe_advisor.measure.held_sms import held_sms
 from moe_advisor.measure.host import Idle, divide_idle, host_calls, starved_launches
+from moe_advisor.measure.kernels import find_kernels
 from moe_advisor.measure.layers import find_layers
+from moe_advisor.measure.microbatches import embedding_passes
 from moe_advisor.measure.partial import Collectives, PerStep, RankPartial, RolePartial
 from moe_advisor.measure.pipeline import PHASES, find_pipeline
-from moe_advisor.measure.recompute import find_recompute
+from moe_advisor.measure.recompute import by_module, find_recompute
 from moe_advisor.measure.states import States, divide
 from moe_advisor.measure.steps import StepWindows, find_steps
 from moe_advisor.model import NONE, ActivityKind, CollectiveKind, CopyKind, RangeKind, RankTrace
 from moe_advisor.roles.assign import RoleTable, assign_roles
 from moe_advisor.roles.roles import COMMUNICATION, COMPUTE, Family, Role, Source
 from moe_advisor.roles.taxonomy import Taxonomy
+from moe_advisor.spill import release
 
 OPAQUE_LIMIT = 0.01
 """Opaque CUDA graph launches above this share of the step hide too much: what lies in them is not
@@ -76,6 +83,7 @@ def measure_rank(
 ) -> MeasuredRank:
     """Everything that one rank's trace alone can tell."""
     roles = assign_roles(rank, taxonomy)
+    release()
     windows = find_steps(rank, roles, step_pattern, steps)
     working = _Measurement(rank, roles, windows, taxonomy)
     return MeasuredRank(working.partial(), rank, roles, windows, working.idle)
@@ -119,9 +127,21 @@ class _Measurement:
             sync=self.calls.sync,
         )
         self.starved = self.starved - self.pipeline.held
+        release()
+        self.blocking = self._find_blocking()
         self.causes = find_causes(rank, roles, self.idle, windows, taxonomy)
         self.recompute = find_recompute(rank, roles)
+        release()
         self.states = self._divide()
+
+    def _find_blocking(self) -> dict[str, Intervals]:
+        """EP time inside the steps that an issued compute kernel waited for, by evidence."""
+        ep = np.isin(self.roles.roles, [role for role in Role if role.family is Family.EP])
+        found = find_blocking(self.rank, ep, self.compute_rows, self.compute)
+        return {
+            evidence.name.lower(): (held - self.starved) & self.span
+            for evidence, held in found.by_evidence.items()
+        }
 
     def _divide(self) -> States:
         """Every instant of the steps by what ran and what the host did."""
@@ -210,6 +230,7 @@ class _Measurement:
             ),
             cause_ns={cause: one.total for cause, one in self.causes.sets.items() if len(one)},
             unclassified=self._unclassified(),
+            kernels=find_kernels(rank, self.roles.roles, self.end - self.start, self.step >= 0),
             memory_peak_bytes=self._memory_peak(),
             facts=self._facts(self.recompute.rows),
             environment=rank.environment,
@@ -236,7 +257,10 @@ class _Measurement:
             "compute_absent_unresolved": time(lacks=(*_COMPUTE, *_COMM, *_COPIES, "starved")),
             "comm": time(_COMM),
             "comm_exposed": time(_COMM, lacks=_COMPUTE),
-            "ep_a2a_blocking": time(_FAMILY[Family.EP], lacks=(*_COMPUTE, "starved")),
+            "ep_a2a_blocking": merge(self.blocking.values()).within(
+                self.windows.start, self.windows.end
+            ),
+            "ep_a2a_issued": time(_FAMILY[Family.EP], lacks=(*_COMPUTE, "starved")),
             "ep_notify": time(_names(Role.EP_NOTIFY)),
             "host_gap": time(host),
             "host_gap_after_sync": time(["after_sync"]),
@@ -437,20 +461,21 @@ class _Measurement:
         duration = (self.end - self.start)[rows]
         return {
             self.rank.names[name]: (int((names == name).sum()), int(duration[names == name].sum()))
-            for name in np.unique(names).tolist()
+            for name in distinct(names)
         }
 
     # -------------------------------------------------------------------------- collectives
 
     def _collectives(self) -> Collectives:
         """The communication of the steps, in launch order per communicator."""
-        rows = np.flatnonzero(np.isin(self.roles.roles, COMMUNICATION) & (self.step >= 0))
+        rows = np.flatnonzero(among(self.roles.roles, COMMUNICATION) & (self.step >= 0))
         table = self.rank.collectives
         group = np.full(len(self.start), -1, np.int64)
         numbers = {name: np.full(len(self.start), NONE, np.int64) for name in _BYTES}
+        kind = np.zeros(len(self.start), np.int8)
         if len(table):
             at = table["activity"].to_numpy()
-            group[at] = table["group"].to_numpy()
+            group[at], kind[at] = table["group"].to_numpy(), table["kind"].to_numpy()
             for name, values in numbers.items():
                 values[at] = table[name].to_numpy()
         unnamed = [index for index, text in enumerate(self.rank.names) if not text]
@@ -487,6 +512,7 @@ class _Measurement:
             compute_before_ns=self.compute.within(before_end, self.start[rows]),
             gap_before_ns=self.idle.host.within(before_end, self.start[rows]),
             backward=self._backward(rows),
+            kind=kind[rows],
         )
 
     def _channel(self, rows: NDArray[np.int64], group: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -528,7 +554,7 @@ class _Measurement:
     def _facts(self, recompute: NDArray[np.bool_]) -> dict[str, Any]:
         """What this rank's names and launches show of the configuration."""
         names = self.rank.activities["name"].to_numpy()
-        used = np.unique(names[(self.kind == ActivityKind.KERNEL) & (self.step >= 0)]).tolist()
+        used = distinct(names[(self.kind == ActivityKind.KERNEL) & (self.step >= 0)])
         families = {(f.id if (f := self.taxonomy.kernel(self.rank.names[n])) else "") for n in used}
         experts = self.roles.roles == Role.EXPERT_GEMM
         grouped = experts & self.roles.has_nature("expert_gemm")
@@ -563,6 +589,12 @@ class _Measurement:
             "operators": bool((rank_kinds == RangeKind.OPERATOR).any()),
             "kernel_speeds": kernel_speeds(self.rank, self.roles, self.step, self.comm),
             "memory": memory_levels(self.rank, self.windows),
+            "embedding_passes": embedding_passes(self.rank, self.step, len(self.windows)),
+            "blocking": {name: one.total for name, one in self.blocking.items()},
+            "stream_waits": len(self.rank.waits) > 0,
+            "gemms": gemm_work(self.rank, self.roles, self.step),
+            "held_sms": held_sms(self.rank, self.roles.roles, self.step),
+            "recompute_modules": by_module(self.rank, self.roles, recompute, self.step),
             "backward_passes": self.pipeline.passes,
             "stage": self._stage(),
             "long_gap_ns": self._long_gaps(),
@@ -598,14 +630,11 @@ class _Measurement:
         long = gaps.ends - gaps.starts >= LONG_GAP_NS
         found = union(gaps.starts[long], gaps.ends[long])
         seen = self.rank.ranges.filter(pl.col("kind") == RangeKind.OPERATOR)
-        calls = self.rank.calls
-        active = merge(
-            [
-                union(seen["start_ns"].to_numpy(), seen["end_ns"].to_numpy()),
-                union(calls["start_ns"].to_numpy(), calls["end_ns"].to_numpy()),
-            ]
-        )
-        quiet = found - active
+        quiet = found
+        for table in (seen, self.rank.calls):
+            start, end = table["start_ns"].to_numpy(), table["end_ns"].to_numpy()
+            rows = found.touches(start, end)
+            quiet = quiet - union(start[rows], end[rows])
         still = quiet.ends - quiet.starts >= LONG_GAP_NS
         steps = self._step_of(quiet.starts[still])
         return {

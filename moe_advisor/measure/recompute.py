@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from moe_advisor.intervals import union
 from moe_advisor.model import NONE, ActivityKind, RangeKind, RankTrace
 from moe_advisor.roles.assign import RoleTable
+from moe_advisor.roles.roles import Role
 
 MAX_ANCHORS = 4
 """So many forward passes are tried to find the one that a re-run forward repeats."""
@@ -150,12 +151,18 @@ def _reopened_ranges(rank: RankTrace, roles: RoleTable) -> tuple[NDArray[np.bool
     threads = np.unique(tids[roles.contexts.backward]).tolist()
     forward = ranges.filter(~pl.col("tid").is_in(threads))
     phases = forward.group_by("name").len().filter(pl.col("len") > 1)["name"].to_list()
+    phases = [name for name in phases if not _is_library_call(rank.names[name])]
     again = ranges.filter(pl.col("tid").is_in(threads) & pl.col("name").is_in(phases))
     for (tid,), part in again.group_by("tid", maintain_order=True):
         region = union(part["start_ns"].to_numpy(), part["end_ns"].to_numpy())
         on_thread = np.flatnonzero(tids == tid)
         marked[on_thread] = region.contains(times[on_thread])
     return marked, len(phases) > 0
+
+
+def _is_library_call(name: str) -> bool:
+    """Transformer Engine's own ranges around its C calls: a GEMM's opens in real backward too."""
+    return name.startswith(("nvte_", "quantize_")) and not name.endswith(("_fwd", "_forward"))
 
 
 def _is_forward_attention(name: str) -> bool:
@@ -171,3 +178,32 @@ def _common(first: NDArray[np.uint32], second: NDArray[np.uint32]) -> int:
     length = min(len(first), len(second))
     differs = np.flatnonzero(first[:length] != second[:length])
     return int(differs[0]) if len(differs) else length
+
+
+_MODULES = {
+    Role.EXPERT_GEMM: "experts",
+    Role.ACTIVATION: "experts",
+    Role.ATTENTION: "attention",
+    Role.ROUTER: "router",
+    Role.PERMUTE: "token permutation",
+    Role.NORM: "norms",
+    Role.DENSE_GEMM: "dense layers",
+    Role.EMBEDDING_LOSS: "embedding and loss",
+    Role.TP_COLLECTIVE: "tensor-parallel communication",
+    Role.CP_COLLECTIVE: "context-parallel communication",
+    **dict.fromkeys((Role.EP_DISPATCH, Role.EP_COMBINE, Role.EP_NOTIFY), "expert all-to-all"),
+}
+
+
+def by_module(
+    rank: RankTrace, roles: RoleTable, rows: NDArray[np.bool_], step: NDArray[np.int64]
+) -> dict[str, int]:
+    """Module -> ns (union) of the work of `rows` inside steps; what no module owns is `other`."""
+    chosen = np.flatnonzero(rows & (step >= 0))
+    start, end = rank.activities["start_ns"].to_numpy(), rank.activities["end_ns"].to_numpy()
+    owner = np.asarray([_MODULES.get(role, "other") for role in Role], dtype=object)
+    names = owner[roles.roles[chosen]]
+    return {
+        str(name): union(start[chosen[names == name]], end[chosen[names == name]]).total
+        for name in sorted(set(names.tolist()))
+    }

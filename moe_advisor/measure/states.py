@@ -7,14 +7,19 @@ are therefore exact by construction.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_advisor.intervals import Intervals, sweep, union
+from moe_advisor.intervals import Intervals, places, sweep, union
 
 MAX_CONDITIONS = 60
 """Conditions are bits of one signed 64-bit number, two of which the windows take."""
+
+_EDGES_AT_ONCE = 500_000
+"""Windows are divided in groups of about so many edges: their arrays stay in the processor's cache,
+and the peak of memory does not grow with the length of the capture."""
 
 
 @dataclass(frozen=True)
@@ -64,16 +69,38 @@ def divide(
     if len(present) > MAX_CONDITIONS:
         raise ValueError(f"{len(present)} conditions; at most {MAX_CONDITIONS}")
     bits = {name: index for index, name in enumerate(present)}
+    edges = 2 * sum(len(one) for one in present.values())
+    groups = min(max(edges // _EDGES_AT_ONCE, 1), max(len(starts), 1))
+    cuts = [len(starts) * group // groups for group in range(groups + 1)]
+    parts = [
+        _divide(tuple(present.values()), starts[low:high], ends[low:high])
+        for low, high in pairwise(cuts)
+    ]
+    keys = np.unique(np.concatenate([found for found, _ in parts]))
+    ns = np.zeros((len(starts), len(keys)), np.int64)
+    for low, (found, spent) in zip(cuts, parts, strict=False):
+        ns[low : low + len(spent), np.searchsorted(keys, found)] = spent
+    return States(bits, keys, ns)
+
+
+def _divide(
+    conditions: tuple[Intervals, ...], starts: NDArray[np.int64], ends: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The states of neighbouring windows: their keys, and ns by window and state."""
+    if not len(starts):
+        return np.zeros(0, np.int64), np.zeros((0, 0), np.int64)
+    near = [one.near(int(starts[0]), int(ends[-1])) for one in conditions]
     windows = union(starts, ends)
     cuts = union(starts, starts + 1)  # windows touch: their own starts must stay edges
-    times, key = sweep([*present.values(), windows, cuts])
-    key &= (1 << len(present)) - 1
+    times, key = sweep([*near, windows, cuts])
+    key &= (1 << len(conditions)) - 1
     times, length = times[:-1], np.diff(times)
-    step = np.searchsorted(starts, times, side="right") - 1
+    step = places(starts, times, "right") - 1
     inside = step >= 0
     inside[inside] &= times[inside] < ends[step[inside]]
     key, step, length = key[inside], step[inside], length[inside]
-    keys, state = np.unique(key, return_inverse=True)
+    keys = np.unique(key)  # a few hundred: looking them up is cheaper than sorting all
+    state = np.searchsorted(keys, key)
     ns = np.bincount(step * len(keys) + state, weights=length, minlength=len(starts) * len(keys))
     # Sums of whole ns are exact in doubles up to 2**53 ns, 104 days.
-    return States(bits, keys, ns.astype(np.int64).reshape(len(starts), len(keys)))
+    return keys, ns.astype(np.int64).reshape(len(starts), len(keys))

@@ -238,7 +238,21 @@ def _on_gpu(rank: RankTrace, roles: RoleTable, host: _HostSteps) -> StepWindows:
         if keep[step] and lengths[step] < CUT_STEP_SHARE * median:
             keep[step] = False
             dropped.append((host.names[step], "cut by the edge of the capture"))
-    keep &= ends > boundary
+    past = lowest
+    for step in np.flatnonzero(keep).tolist():  # clocks that disagree can put a step inside another
+        boundary[step] = max(int(boundary[step]), past)
+        past = max(int(ends[step]), past)
+    inside_another = keep & (ends <= boundary)
+    dropped.extend(
+        (host.names[step], "its GPU time lies in another step")
+        for step in np.flatnonzero(inside_another)
+    )
+    keep &= ~inside_another
+    ran = _ran_inside(table, boundary, ends)
+    dropped.extend(
+        (host.names[step], "no GPU work ran in it") for step in np.flatnonzero(keep & ~ran)
+    )
+    keep &= ran
     return StepWindows(
         tuple(name for name, kept in zip(host.names, keep.tolist(), strict=True) if kept),
         boundary[keep],
@@ -249,6 +263,18 @@ def _on_gpu(rank: RankTrace, roles: RoleTable, host: _HostSteps) -> StepWindows:
         host.pattern,
         tuple(dropped),
     )
+
+
+def _ran_inside(
+    table: pl.DataFrame, start: NDArray[np.int64], end: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Whether any activity overlaps each window: clocks that disagree can leave one empty."""
+    rows = table.select("start_ns", "end_ns").sort("start_ns")
+    reach = np.concatenate(
+        [[np.iinfo(np.int64).min], np.maximum.accumulate(rows["end_ns"].to_numpy())]
+    )
+    found: NDArray[np.bool_] = reach[np.searchsorted(rows["start_ns"].to_numpy(), end)] > start
+    return found
 
 
 def _drop_special(rank: RankTrace, windows: StepWindows) -> StepWindows:

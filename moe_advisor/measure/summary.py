@@ -9,21 +9,25 @@ from numpy.typing import NDArray
 
 from moe_advisor.intervals import union
 from moe_advisor.measure.health import gpu_slowness
+from moe_advisor.measure.kernels import merge_kernels
 from moe_advisor.measure.partial import RankPartial
 from moe_advisor.measure.peers import WAITING_FAMILIES, Peers, Waiting, bytes_leaving, match_peers
 from moe_advisor.measure.registry import METRICS
+from moe_advisor.measure.why import extra_metrics, why
 from moe_advisor.result import (
     AbsentPart,
     CollectiveInstance,
     CollectiveView,
     ComputeAbsent,
     IdleCause,
+    Kernel,
     MetricValue,
     RankParts,
     RankSummary,
     RankValue,
     StepPart,
     Unclassified,
+    Why,
 )
 from moe_advisor.result import Role as RoleResult
 from moe_advisor.roles.roles import CONFIDENCE, Family, Role, Source
@@ -131,13 +135,16 @@ class Summary:
     """Mean EP waiting per step by cause: host, imbalance, compute, unexplained."""
     layers: list[dict[str, Any]] = field(default_factory=list)
     """Mean ms per step by layer and phase, `forward_ms` and `backward_ms`."""
+    kernels: list[Kernel] = field(default_factory=list)
+    why: Why | None = None
 
 
 def summarise(partials: Sequence[RankPartial], hardware: Mapping[str, Any]) -> Summary:
     """The summary of any set of ranks; their order does not matter."""
     ranks = sorted((one for one in partials if len(one.step_names)), key=lambda one: one.rank)
-    peers = match_peers(ranks)
-    builder = _Metrics(ranks, peers, hardware)
+    peers = match_peers(ranks, hardware.get("nvlink_domain_size"))
+    tables = why(ranks, peers, hardware) if ranks else None
+    builder = _Metrics(ranks, peers, hardware, tables)
     metrics = builder.build()
     split = {one.rank: _split_parts(one, peers.by_rank[one.rank]) for one in ranks}
     by_rank = [_rank_parts(one, split[one.rank], None) for one in ranks]
@@ -154,6 +161,8 @@ def summarise(partials: Sequence[RankPartial], hardware: Mapping[str, Any]) -> S
         ranks=_rank_summaries(ranks, peers),
         collectives=_collective_views(ranks, peers),
         layers=_layers(ranks),
+        kernels=merge_kernels(ranks),
+        why=tables,
         wait_causes_ms=_wait_causes(ranks, peers, metrics),
     )
 
@@ -165,9 +174,13 @@ class _Metrics:
     """Builds the metric table; everything not measured gets its reason here."""
 
     def __init__(
-        self, ranks: Sequence[RankPartial], peers: Peers, hardware: Mapping[str, Any]
+        self,
+        ranks: Sequence[RankPartial],
+        peers: Peers,
+        hardware: Mapping[str, Any],
+        tables: Why | None,
     ) -> None:
-        self.ranks, self.peers, self.hardware = ranks, peers, hardware
+        self.ranks, self.peers, self.hardware, self.tables = ranks, peers, hardware, tables
         self.found: dict[str, MetricValue] = {}
 
     def build(self) -> dict[str, MetricValue]:
@@ -192,6 +205,8 @@ class _Metrics:
         self._levels()
         self._microbatches()
         self._pipeline()
+        clocks = self.tables.clocks if self.tables else []
+        self.found |= extra_metrics(self.ranks, self.peers, self.hardware, self.found, clocks)
         for one in self.ranks:
             for name, reason in one.not_measured.items():
                 self.found[name] = _not_measured(name, f"rank {one.rank}: {reason}")
@@ -443,6 +458,10 @@ class _Metrics:
         if not known:
             known, basis = _passes_per_step(self.ranks)
         passes = [one.facts.get("backward_passes") for one in self.ranks]
+        if not known:
+            known = [n for one in self.ranks if (n := one.facts.get("embedding_passes"))]
+            known = known if len(set(known)) == 1 else []
+            basis = "gradients of the embedding per step: one per micro-batch in any schedule"
         if not known and all(passes):
             self.found["microbatches_per_step"] = _not_measured(
                 "microbatches_per_step",
@@ -533,6 +552,8 @@ _REASONS = {
     "memory_growth_gib": "needs memory events over two steps or more",
     "memory_fragmentation_gib": "needs allocated and reserved levels (torch profile_memory=True)",
     "gpu_slowness": "needs two ranks that run the same kernels",
+    "expert_gemm_imbalance": "needs all ranks of an expert-parallel group",
+    "balance_saving_ms": "needs token counts of all ranks of an expert-parallel group",
     "tokens_per_s_per_gpu": "needs the batch from --config and the unprofiled step from --log",
     "model_tflops_per_gpu": "needs the unprofiled step from --log",
     "mfu": "needs the model FLOPs from --config or --log",
@@ -893,9 +914,8 @@ def _collective_views(ranks: Sequence[RankPartial], peers: Peers) -> list[Collec
         return []
     step = ranks[0].step_names[representative_step(ranks[0])]
     groups: dict[tuple[int, ...], list[Any]] = {}
-    for instance in peers.instances:
-        if instance.step == step and instance.role.family is Family.EP:
-            groups.setdefault(instance.ranks, []).append(instance)
+    for instance in peers.instances(step, Family.EP):
+        groups.setdefault(instance.ranks, []).append(instance)
     views = []
     for number, (members, instances) in enumerate(sorted(groups.items()), 1):
         last: dict[str, int] = {str(rank): 0 for rank in members}

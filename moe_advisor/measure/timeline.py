@@ -1,9 +1,12 @@
 """One representative step as drawable slices, bounded in size."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import polars as pl
 
 from moe_advisor.intervals import Intervals, union
+from moe_advisor.measure.kernels import NAME_LIMIT, short_name
 from moe_advisor.measure.rank import MeasuredRank
 from moe_advisor.measure.summary import representative_step
 from moe_advisor.model import ActivityKind, RangeKind
@@ -16,12 +19,28 @@ MAX_SLICES = 6_000
 
 MAX_HOST_RANGES = 1_000
 MAX_GAPS = 1_000
-NAME_LIMIT = 96
-"""Characters of a kernel name that are kept: templates say no more to a reader."""
 
 
-def timeline(measured: MeasuredRank) -> Timeline | None:
-    """The rank's representative step; None without steps or GPU work."""
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much of a step is kept; None keeps everything."""
+
+    slices: int | None = MAX_SLICES
+    host_ranges: int | None = MAX_HOST_RANGES
+    gaps: int | None = MAX_GAPS
+    digits: int = 2
+    """Decimals of a time in us: 10 ns can be seen on no screen, 1 ns is what a trace holds."""
+
+
+DRAWN = Limits()
+FULL = Limits(100_000, 100_000, 100_000, 3)
+"""For a trace viewer, which draws what is in view: so many make a file of about 25 MB a rank."""
+
+
+def timeline(
+    measured: MeasuredRank, number: int | None = None, limits: Limits = DRAWN
+) -> Timeline | None:
+    """The rank's step `number`, its representative one by default; None without GPU work."""
     windows, trace, roles, idle = (
         measured.windows,
         measured.trace,
@@ -30,7 +49,8 @@ def timeline(measured: MeasuredRank) -> Timeline | None:
     )
     if not len(windows) or not len(trace.activities):
         return None
-    number = representative_step(measured.partial)
+    if number is None:
+        number = representative_step(measured.partial)
     start, end = int(windows.start[number]), int(windows.end[number])
     table = trace.activities.with_columns(
         role=pl.Series(roles.roles), row=pl.int_range(pl.len())
@@ -42,7 +62,7 @@ def timeline(measured: MeasuredRank) -> Timeline | None:
     compute = union(firsts[computes], lasts[computes])
     comms = np.isin(of_role, COMMUNICATION)
     comm = union(firsts[comms], lasts[comms]) & span
-    shown, omitted = _reduced(table)
+    shown, omitted = _reduced(table, limits.slices)
     streams = sorted(shown["stream"].unique().to_list())
     lane_of = {stream: lane for lane, stream in enumerate(streams)}
     shown = shown.with_columns(
@@ -54,7 +74,7 @@ def timeline(measured: MeasuredRank) -> Timeline | None:
     role_of = {role: index for index, role in enumerate(present)}
 
     def us(ns: int) -> float:
-        return round((ns - start) / 1e3, 2)
+        return round((ns - start) / 1e3, limits.digits)
 
     return Timeline(
         rank=trace.rank,
@@ -67,64 +87,53 @@ def timeline(measured: MeasuredRank) -> Timeline | None:
             lane=shown["lane"].to_list(),
             start_us=[us(max(value, start)) for value in shown["start_ns"].to_list()],
             dur_us=[
-                round((min(b, end) - max(a, start)) / 1e3, 2)
+                round((min(b, end) - max(a, start)) / 1e3, limits.digits)
                 for a, b in zip(shown["start_ns"].to_list(), shown["end_ns"].to_list(), strict=True)
             ],
             name=[name_of[name] for name in shown["name"].to_list()],
             role=[role_of[role] for role in shown["role"].to_list()],
         ),
-        host=_host_ranges(measured, number, start),
-        exposed=_pairs(comm - compute, us),
-        hidden=_pairs(comm & compute, us),
+        host=_host_ranges(measured, number, start, limits),
+        exposed=_pairs(comm - compute, us, limits.gaps),
+        hidden=_pairs(comm & compute, us, limits.gaps),
         gaps=[
-            [us(a), round((b - a) / 1e3, 2), cause]
+            [us(a), round((b - a) / 1e3, limits.digits), cause]
             for cause, one in (
                 *((f"host_gap_{cause}", one & span) for cause, one in idle.by_cause.items()),
                 ("dependency_idle", idle.dependency & span),
             )
-            for a, b in _largest(one)
+            for a, b in _largest(one, limits.gaps)
         ],
         omitted=omitted,
     )
 
 
-def short_name(name: str) -> str:
-    """A kernel name as people say it: no return type, template or arguments."""
-    text = name.removeprefix("void ")
-    cut = min((at for at in (text.find("<", 1), text.find("(", 1)) if at > 0), default=len(text))
-    head = text[:cut] if not text.startswith(("<", "(")) else text
-    if head.endswith(("::", "at::native::")) or head in (
-        "cutlass::device_kernel",
-        "cutlass::Kernel2",
-    ):
-        head = text
-    return safe_text(head, NAME_LIMIT)
-
-
-def _reduced(table: pl.DataFrame) -> tuple[pl.DataFrame, int]:
-    """The longest MAX_SLICES activities; the rest are counted as omitted."""
-    if len(table) <= MAX_SLICES:
+def _reduced(table: pl.DataFrame, most: int | None) -> tuple[pl.DataFrame, int]:
+    """The `most` longest activities; the rest are counted as omitted."""
+    if most is None or len(table) <= most:
         return table, 0
     longest = (
         table.with_columns(length=pl.col("end_ns") - pl.col("start_ns"))
         .sort("length", "row", descending=[True, False])
-        .head(MAX_SLICES)
+        .head(most)
     )
-    return longest.drop("length"), len(table) - MAX_SLICES
+    return longest.drop("length"), len(table) - most
 
 
-def _largest(one: Intervals) -> list[tuple[int, int]]:
+def _largest(one: Intervals, most: int | None) -> list[tuple[int, int]]:
     pairs = one.pairs()
-    if len(pairs) > MAX_GAPS:
-        pairs = sorted(sorted(pairs, key=lambda pair: pair[0] - pair[1])[:MAX_GAPS])
+    if most is not None and len(pairs) > most:
+        pairs = sorted(sorted(pairs, key=lambda pair: pair[0] - pair[1])[:most])
     return pairs
 
 
-def _pairs(one: Intervals, us) -> list[list[float]]:  # type: ignore[no-untyped-def]
-    return [[us(a), us(b)] for a, b in _largest(one)]
+def _pairs(one: Intervals, us, most: int | None) -> list[list[float]]:  # type: ignore[no-untyped-def]
+    return [[us(a), us(b)] for a, b in _largest(one, most)]
 
 
-def _host_ranges(measured: MeasuredRank, number: int, start: int) -> list[list[object]]:
+def _host_ranges(
+    measured: MeasuredRank, number: int, start: int, limits: Limits
+) -> list[list[object]]:
     """Annotations of the step on the thread that opened the step: start, duration, name, depth."""
     trace, windows = measured.trace, measured.windows
     low, high = int(windows.host_start[number]), int(windows.host_end[number])
@@ -148,13 +157,13 @@ def _host_ranges(measured: MeasuredRank, number: int, start: int) -> list[list[o
             stack.pop()
         found.append(
             [
-                round((first - start) / 1e3, 2),
-                round((last - first) / 1e3, 2),
+                round((first - start) / 1e3, limits.digits),
+                round((last - first) / 1e3, limits.digits),
                 safe_text(trace.names[name], NAME_LIMIT),
                 len(stack),
             ]
         )
         stack.append(last)
-        if len(found) >= MAX_HOST_RANGES:
+        if limits.host_ranges is not None and len(found) >= limits.host_ranges:
             break
     return found

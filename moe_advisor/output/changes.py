@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from moe_advisor.result import Change
+from moe_advisor import paste
+from moe_advisor.result import Change, PlanChange
 
 TITLES = {
     "megatron-bridge": "Megatron-Bridge",
+    "bridge-cli": "Bridge CLI (Hydra)",
     "megatron-lm": "Megatron-LM",
     "env": "Environment",
     "pytorch": "PyTorch",
@@ -39,7 +41,9 @@ def diffs(changes: Sequence[Change]) -> list[Diff]:
     found = []
     for framework, title in TITLES.items():
         own = [change for change in changes if change.framework == framework]
-        if own:
+        if framework == "bridge-cli":
+            found += _overrides(changes)
+        elif own:
             lines = [line for change in own for line in _lines(change)]
             copy = [line.text for line in lines if line.sign == "+"]
             copy += [f"# remove: {line.text}" for line in lines if _only_removed(line, lines)]
@@ -47,6 +51,35 @@ def diffs(changes: Sequence[Change]) -> list[Diff]:
                 Diff(framework, title, _version(own), tuple(lines), "\n".join(copy) + "\n")
             )
     return found
+
+
+def whole(change: PlanChange) -> list[Diff]:
+    """The whole plan, one text per way of giving it."""
+    parts = (
+        ("megatron-bridge", "Megatron-Bridge Python", change.megatron_bridge),
+        ("bridge-cli", TITLES["bridge-cli"], change.bridge_overrides),
+        ("megatron-lm", "Megatron-LM flags", change.megatron_lm),
+        ("env", TITLES["env"], change.environment),
+    )
+    return [
+        Diff(framework, title, "", tuple(_plus(line) for line in lines), "\n".join(lines) + "\n")
+        for framework, title, lines in parts
+        if lines
+    ]
+
+
+def _plus(line: str) -> DiffLine:
+    removed = line.removeprefix("# remove: ")
+    return DiffLine("+", line) if removed == line else DiffLine("-", removed)
+
+
+def _overrides(changes: Sequence[Change]) -> list[Diff]:
+    """The Bridge settings once more, as a command line takes them."""
+    lines = paste.bridge_overrides(changes)
+    if not lines:
+        return []
+    shown = tuple(DiffLine("+", line) for line in lines)
+    return [Diff("bridge-cli", TITLES["bridge-cli"], "", shown, "\n".join(lines) + "\n")]
 
 
 def short(change: Change) -> str:
@@ -90,15 +123,13 @@ def _bridge(change: Change) -> list[DiffLine]:
 
 
 def _flag(change: Change) -> list[DiffLine]:
-    key, before, to = change.key, change.from_, change.to
-    if to is True or (to is False and key.startswith("--no-")):
-        return [DiffLine("+", key)]
-    if to is False or to is None:
+    key, before, line = change.key, change.from_, paste.flag_line(change)
+    if line.startswith("#"):
         return [DiffLine("-", key)]
     lines = []
-    if before not in (None, True, False):
-        lines.append(DiffLine("-", f"{key} {_words(before)}"))
-    lines.append(DiffLine("+", f"{key} {_words(to)}"))
+    if before not in (None, True, False, []) and line != key:
+        lines.append(DiffLine("-", f"{key} {paste.flag_value(before)}"))
+    lines.append(DiffLine("+", line))
     return lines
 
 
@@ -127,10 +158,6 @@ def _python(value: Any) -> str:
     if isinstance(value, str) and " " in value:
         return value
     return repr(value)
-
-
-def _words(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _version(changes: Sequence[Change]) -> str:

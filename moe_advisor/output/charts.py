@@ -494,6 +494,12 @@ def waterfall(
             svg.line(max(low, 0) / top, 10, max(low, 0) / top, 18, "ink", svg.INK, 1.5),
             svg.line(high / top, 10, high / top, 18, "ink", svg.INK, 1.5),
         ]
+        if after == before:  # a step without an estimate leaves the sum as it was: say so
+            children.append(
+                svg.text(
+                    min(high / top, 0.98), 18, "no gain of its own counted", dx=8, kind="muted"
+                )
+            )
         label = f"{title}: step {ms(after)} ms, {span(low, high)} ms"
         drawn.append((title, ms(after), span(low, high), svg.image(28, label, *children)))
         before = after

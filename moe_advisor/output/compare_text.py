@@ -81,6 +81,7 @@ def text(comparison: Comparison) -> str:
     for title, shares in (
         ("Where the step changed, ms", comparison.parts),
         ("Causes, ms", comparison.causes),
+        ("Layers, ms", comparison.layers),
     ):
         if shares:
             lines += ["", f"  {title}"]
@@ -129,6 +130,7 @@ def markdown(comparison: Comparison) -> str:
         ("Where the step changed", comparison.parts),
         ("Causes", comparison.causes),
         ("Roles", comparison.roles),
+        ("Layers", comparison.layers),
     ):
         lines += _table(title, shares)
     if comparison.config:

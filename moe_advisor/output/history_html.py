@@ -47,7 +47,8 @@ def trends(rows: Sequence[Row], names: Sequence[str] = DEFAULT_METRICS) -> list[
         if len(known) < 2:
             continue
         values = tuple(amount for _, amount in known)
-        steps = [row.result.metrics["step_ms"].value or 0.0 for row, _ in known]
+        found_steps = [row.result.metrics.get("step_ms") for row, _ in known]
+        steps = [(one.value if one else None) or 0.0 for one in found_steps]
         least = floor(
             name,
             metric.unit,
@@ -135,7 +136,7 @@ def _chart(trend: Trend) -> dict[str, Any]:
 
 
 def _row(row: Row) -> dict[str, str]:
-    step = row.result.metrics["step_ms"]
+    step = row.result.metrics.get("step_ms")
     return {
         "number": str(row.number),
         "added_at": row.added_at,
@@ -143,6 +144,6 @@ def _row(row: Row) -> dict[str, str]:
         "commit": clean(row.commit, 60),
         "labels": clean(", ".join(f"{key}={text}" for key, text in row.labels.items()), 200),
         "name": clean(row.name, 80),
-        "step": value(step.value, "ms/step"),
+        "step": value(step.value if step else None, "ms/step"),
         "verdict": row.result.walls.verdict,
     }

@@ -14,6 +14,7 @@ from moe_advisor.output.html_method import method_section
 from moe_advisor.output.html_plan import plan_section, whatif_section
 from moe_advisor.output.html_ranks import ranks_section
 from moe_advisor.output.html_summary import time_section, walls_section
+from moe_advisor.output.html_why import why_section
 from moe_advisor.output.markup import level_mark, prose, signed_share, unbroken
 from moe_advisor.output.tidy import tidy
 from moe_advisor.output.timeline import jumps
@@ -112,5 +113,6 @@ def _context(result: Result) -> dict[str, Any]:
         **roles_section(result),
         **ranks_section(result),
         **idle_section(result, step),
+        **why_section(result),
         **method_section(result),
     }

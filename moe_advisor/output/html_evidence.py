@@ -1,10 +1,9 @@
-"""The report's evidence: timeline, roles, idle time and layers."""
+"""The report's evidence: timeline, roles and idle time."""
 
 from typing import Any
 
 from moe_advisor.output import charts, step_view, svg, verdict_view
 from moe_advisor.output.formatting import (
-    NOT_MEASURED,
     add_up,
     count,
     cut,
@@ -18,6 +17,9 @@ from moe_advisor.output.html_method import LONG_LIST
 from moe_advisor.output.markup import embed, sort
 from moe_advisor.output.timeline import Jump, timeline_data
 from moe_advisor.result import AbsentPart, Result
+
+SHOWN_SOURCE = 0.005
+"""Evidence for less than this share of a role's time would be printed as 0 %."""
 
 
 def timeline_section(result: Result, found_jumps: list[Jump]) -> dict[str, Any]:
@@ -72,6 +74,7 @@ def roles_section(result: Result) -> dict[str, Any]:
             "sources": ", ".join(
                 f"{name.replace('_', ' ')} {number(part * 100, 0)} %"
                 for name, part in sorted(role.sources.items(), key=lambda item: (-item[1], item[0]))
+                if part >= SHOWN_SOURCE
             ),
             "v": {
                 "ms": sort(role.ms),
@@ -110,9 +113,9 @@ def roles_section(result: Result) -> dict[str, Any]:
 
 
 def idle_section(result: Result, step: float | None) -> dict[str, Any]:
-    """Compute-absent time, idle causes and layers."""
+    """Compute-absent time and idle causes."""
     absent = result.compute_absent
-    shown: dict[str, Any] = {"absent": None, "idle": None, "layers": None}
+    shown: dict[str, Any] = {"absent": None, "idle": None}
     if absent is not None and absent.ms > 0:
         kinds = {
             "launch_starved": "host",
@@ -180,8 +183,6 @@ def idle_section(result: Result, step: float | None) -> dict[str, Any]:
                 for cause, value in zip(result.idle_causes, printed, strict=True)
             ],
         }
-    if result.layers:
-        shown["layers"] = _layers(result.layers)
     return shown
 
 
@@ -205,23 +206,3 @@ def _idle_detail(row: dict[str, Any]) -> str:
     if isinstance(took, int | float):
         words += f", {ms(took, 2 if took < 0.1 else 1)} ms"
     return words
-
-
-def _layers(layers: list[dict[str, Any]]) -> dict[str, Any]:
-    """A table of whatever the layers hold: the keys of the first are the columns."""
-    keys = list(layers[0])
-
-    def cell(value: Any) -> dict[str, Any]:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return {"text": NOT_MEASURED if value is None else cut(str(value), 80), "v": None}
-        text = count(value) if isinstance(value, int) else ms(value)
-        return {"text": text, "v": sort(value)}
-
-    def title(key: str) -> str:
-        words = key.removesuffix("_ms").replace("_", " ").capitalize()
-        return f"{words}, ms" if key.endswith("_ms") else words
-
-    return {
-        "titles": [title(key) for key in keys],
-        "rows": [[cell(row.get(key)) for key in keys] for row in layers[:400]],
-    }

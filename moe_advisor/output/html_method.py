@@ -29,6 +29,8 @@ def method_section(result: Result) -> dict[str, Any]:
         " Gains are ms of the traced step; host time is stretched by a profiler, "
         "wire and GEMM time is not."
     )
+    if result.redaction:
+        lead += f" Redaction, {result.redaction}."
     outcomes = [rule.outcome for rule in result.rules]
     order = {"finding": 0, "error": 1, "not_measured": 2, "pass": 3, "not_applicable": 4}
     words = {

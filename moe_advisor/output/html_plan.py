@@ -45,6 +45,7 @@ def plan_section(
 
     return {
         "plan": plan,
+        "whole": plan_view.whole(result),
         "any_gain": any(advice.expected or advice.range for advice in plan.all()),
         "gain_axis": charts.gain_axis(low, high, shown_marks, step),
         "cards": {
@@ -53,6 +54,19 @@ def plan_section(
             "waiting": [card(advice) for advice in plan.waiting],
         },
     }
+
+
+def _replay_note(result: Result) -> str:
+    """How far the simulated step is to be trusted; empty for results without it."""
+    model = result.replay
+    if model is None:
+        return ""
+    ranks = f"{model.ranks} rank{'s' if model.ranks > 1 else ''}"
+    return (
+        f"Simulated on {model.step} of {ranks}. Unchanged, the simulation is "
+        f"{model.error_share:.2%} off; {model.unexplained_share:.1%} of the step are delays that "
+        "no launch or dependency explains."
+    )
 
 
 def whatif_section(result: Result) -> dict[str, Any]:
@@ -73,6 +87,7 @@ def whatif_section(result: Result) -> dict[str, Any]:
     return {
         "waterfall": rows,
         "waterfall_lead": lead,
+        "replay_note": _replay_note(result),
         "waterfall_now": svg.image(
             28, f"Now: {ms(step)} ms", svg.rect(0, 4, step / top, 20, "compute"), kind="chart bar"
         ),
@@ -88,9 +103,13 @@ def whatif_section(result: Result) -> dict[str, Any]:
                         one.estimate.high_ms,
                     )
                 ],
-                "assumes": "; ".join(one.assumptions)
+                "reason": (one.estimate.reason or "")
+                if one.estimate.status == "not_measured"
+                else "",
+                "assumes": ""
+                if one.estimate.status == "not_measured"
+                else " ".join(f"{text.rstrip('.')}." for text in one.assumptions)
                 or one.estimate.basis
-                or one.estimate.reason
                 or "",
             }
             for one in result.whatif

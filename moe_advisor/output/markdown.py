@@ -174,7 +174,26 @@ def _plan(result: Result) -> list[str]:
     lines += _table(["", "Change", "Expected", "Range", "Severity", "Confidence"], "llrrll", rows)
     if plan.combined:
         lines += [f"{plan.combined}. {escape(plan.combined_note)}".strip(), ""]
-    return lines
+    return lines + _whole(result)
+
+
+def _whole(result: Result) -> list[str]:
+    """The plan's settings together, to paste, with what the validations say of them."""
+    whole = plan_view.whole(result)
+    if whole is None:
+        return []
+    lines = [
+        f"**{escape(whole.verdict)}**",
+        "",
+        "<details><summary>The whole plan as one change</summary>",
+        "",
+    ]
+    for diff in whole.diffs:
+        lines += [f"**{diff.title}**", "", *_fenced(diff.copy.splitlines(), "text"), ""]
+    lines += [f"- Megatron-Bridge: {escape(text)}" for text in whole.remarks]
+    lines += [f"- **broken**: {escape(text)}" for text in whole.broken]
+    lines += [f"- can't be told yet: {escape(cut(text, 300))}" for text in whole.unknown]
+    return [*lines, "", "</details>", ""]
 
 
 def _advice(advice: plan_view.Advice) -> list[str]:
@@ -220,10 +239,15 @@ def entities(text: str) -> str:
 
 def _diff(diff: Diff) -> list[str]:
     body = [f"{line.sign} {line.text}" for line in diff.lines]
+    version = f" ({escape(diff.version)})" if diff.version else ""
+    return [f"**{diff.title}**{version}", "", *_fenced(body, "diff"), ""]
+
+
+def _fenced(body: list[str], language: str) -> list[str]:
+    """Lines as a block of code, whatever backticks they hold."""
     longest = max((len(run) for line in body for run in re.findall(r"`+", line)), default=0)
     fence = "`" * max(3, longest + 1)
-    version = f" ({escape(diff.version)})" if diff.version else ""
-    return [f"**{diff.title}**{version}", "", f"{fence}diff", *body, fence, ""]
+    return [f"{fence}{language}", *body, fence]
 
 
 def _tail(result: Result) -> list[str]:

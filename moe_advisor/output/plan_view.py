@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from moe_advisor.output.changes import Diff
+from moe_advisor.output.changes import whole as whole_diffs
 from moe_advisor.output.formatting import count, gain, has_gain, ms, plural, share, span
 from moe_advisor.output.run_view import step_ms
 from moe_advisor.output.step_view import mean_bar
@@ -66,7 +68,9 @@ def _advice(mark: str, found: Recommendation, step: float | None, marks: dict[st
         if estimate.expected_ms is not None:
             expected = f"{about}{ms(estimate.expected_ms)} ms"
             of_step = share(estimate.expected_ms / step) if step else ""
-        if estimate.low_ms is not None and estimate.high_ms is not None:
+        if not expected and not estimate.low_ms and estimate.high_ms is not None:
+            reach = f"at most {ms(estimate.high_ms)} ms"
+        elif estimate.low_ms is not None and estimate.high_ms is not None:
             reach = f"{span(estimate.low_ms, estimate.high_ms)} ms"
     other = found.alternative_to
     return Advice(
@@ -93,6 +97,39 @@ def _combined(result: Result, step: float | None) -> tuple[str, str]:
     if step:
         text += f" → step {ms(step - last.expected_ms)} ms"
     return text, last.basis or ""
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """The whole plan as one change: texts to paste, remarks, and what the validations say."""
+
+    diffs: tuple[Diff, ...]
+    remarks: tuple[str, ...]
+    verdict: str
+    good: bool
+    broken: tuple[str, ...]
+    unknown: tuple[str, ...]
+
+
+def whole(result: Result) -> Whole | None:
+    """The plan's settings together; None where no step changes a setting."""
+    change = result.plan_change
+    if change is None:
+        return None
+    parts = [f"{count(change.passed)} hold"]
+    if change.unknown:
+        parts.append(f"{count(len(change.unknown))} can't be told")
+    parts.append(f"{count(len(change.broken))} broken" if change.broken else "none is broken")
+    return Whole(
+        diffs=tuple(whole_diffs(change)),
+        remarks=tuple(change.remarks),
+        verdict=f"Checked on the configuration after the plan: of "
+        f"{plural(change.checked, 'known validation')} that concern these settings "
+        f"{', '.join(parts)}.",
+        good=not change.broken,
+        broken=tuple(change.broken),
+        unknown=tuple(change.unknown),
+    )
 
 
 def gain_domain(result: Result) -> tuple[float, float]:

@@ -104,7 +104,7 @@ def _rate_tile(result: Result) -> Tile:
     lines = []
     transfer = value(m, "ep_a2a_transfer_ms")
     if transfer:
-        lines.append(f"{number(metric.value * transfer / 1e3, 2)} GB per GPU ÷ {ms(transfer)} ms")
+        lines.append(f"{number(metric.value * transfer / 1e3, 2)} GB/GPU ÷ {ms(transfer)} ms")
     link = result.run.hardware.get("nvlink_gbps_per_direction")
     if isinstance(link, int | float) and link > 0:
         lines.append(f"{share(metric.value / link)} of NVLink's {count(link)}")

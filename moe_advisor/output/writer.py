@@ -3,9 +3,10 @@
 import contextlib
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from moe_advisor.errors import OutputError
 
@@ -15,6 +16,9 @@ _BESIDE = {
     "markdown": ".moe.md",
     "junit": ".moe.xml",
     "text": ".moe.txt",
+    "perfetto": ".moe.perfetto.json",
+    "parquet": ".moe.parquet",
+    "csv": ".moe.csv",
 }
 _IN_FOLDER = {
     "html": "report.html",
@@ -22,8 +26,15 @@ _IN_FOLDER = {
     "markdown": "summary.md",
     "junit": "junit.xml",
     "text": "summary.txt",
+    "perfetto": "step.perfetto.json",
+    "parquet": "activities.parquet",
+    "csv": "activities.csv",
 }
 KINDS = tuple(_BESIDE)
+TRACE_KINDS = ("perfetto", "parquet", "csv")
+"""Kinds that are made from the traces themselves: a result does not hold every activity."""
+
+Fill = Callable[[IO[bytes]], None]
 
 _STRIPPED = (".gz", ".xz", ".json", ".sqlite", ".nsys-rep", ".moe")
 
@@ -50,13 +61,10 @@ def plan(
     formats: Sequence[tuple[str, Path | None]],
     inputs: Sequence[Path],
     folder: Path | None,
-    *,
-    endings: dict[str, str] | None = None,
 ) -> list[Output]:
     """The outputs asked for, by kind and optional path, with their places (design.md, 7).
 
-    `folder` is the value of `-o`, `Path("-")` meaning standard output. `endings` adds kinds that
-    are not made from a result, such as `{"parquet": ".parquet"}`. Raises OutputError.
+    `folder` is the value of `-o`, `Path("-")` meaning standard output. Raises OutputError.
     """
     if folder == Path("-"):
         if len(formats) != 1:
@@ -72,7 +80,7 @@ def plan(
         elif path is not None:
             outputs.append(Output(kind, path))
         else:
-            outputs.append(Output(kind, _default_path(kind, inputs, folder, endings or {})))
+            outputs.append(Output(kind, _default_path(kind, inputs, folder)))
     named = [output.path for output in outputs if output.path is not None]
     for path in named:
         if sum(_same(path, other) for other in named) > 1:
@@ -82,12 +90,10 @@ def plan(
     return outputs
 
 
-def _default_path(
-    kind: str, inputs: Sequence[Path], folder: Path | None, endings: dict[str, str]
-) -> Path:
+def _default_path(kind: str, inputs: Sequence[Path], folder: Path | None) -> Path:
     if folder is None and len(inputs) == 1:
-        return Path(stem(inputs[0].name) + (_BESIDE.get(kind) or f".moe{endings[kind]}"))
-    return (folder or Path()) / (_IN_FOLDER.get(kind) or f"trace{endings[kind]}")
+        return Path(stem(inputs[0].name) + _BESIDE[kind])
+    return (folder or Path()) / _IN_FOLDER[kind]
 
 
 def refuse(outputs: Iterable[Output], inputs: Iterable[Path], *, force: bool = False) -> None:
@@ -114,17 +120,18 @@ def _refuse_existing(path: Path, force: bool) -> None:
         raise OutputError(f"{path}: {folder} is not a folder: name another path")
 
 
-def write(path: Path, data: bytes | str, *, force: bool = False) -> None:
+def write(path: Path, data: bytes | str | Fill, *, force: bool = False) -> None:
     """Writes `data` whole or not at all; text as UTF-8, line ends as they are. Folders are made.
 
-    Without `force` an existing file is left alone even if it appeared a moment ago. Raises
-    OutputError.
+    `data` may be a function that writes into the open file, for what is too large to hold. Without
+    `force` an existing file is left alone even if it appeared a moment ago. Raises OutputError.
     """
     content = data.encode() if isinstance(data, str) else data
     _refuse_existing(path, force)
     try:
         if _is_special(path):
-            path.write_bytes(content)
+            with path.open("wb") as file:
+                _pour(content, file)
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         _replace(path, content, force)
@@ -134,12 +141,19 @@ def write(path: Path, data: bytes | str, *, force: bool = False) -> None:
         raise OutputError(f"{path}: can't be written ({error.strerror}): check it") from None
 
 
-def _replace(path: Path, content: bytes, force: bool) -> None:
+def _pour(content: bytes | Fill, file: IO[bytes]) -> None:
+    if isinstance(content, bytes):
+        file.write(content)
+    else:
+        content(file)
+
+
+def _replace(path: Path, content: bytes | Fill, force: bool) -> None:
     temporary = path.with_name(f".{path.name[:100]}.{os.getpid()}.tmp")
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0)
     try:
         with os.fdopen(os.open(temporary, flags, 0o666), "wb") as file:
-            file.write(content)
+            _pour(content, file)
             file.flush()
             os.fsync(file.fileno())
         if force:
@@ -149,6 +163,19 @@ def _replace(path: Path, content: bytes, force: bool) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
+
+
+def publish(temporary: Path, path: Path, *, force: bool = False) -> None:
+    """Gives the finished file `temporary`, in the folder of `path`, that name.
+
+    Raises FileExistsError where the name is taken and `force` is not given.
+    """
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
+    if force:
+        temporary.replace(path)
+    else:
+        _link(temporary, path)
 
 
 def _link(temporary: Path, path: Path) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from moe_advisor.codes import among, compact, distinct
 from moe_advisor.intervals import Intervals, union
 from moe_advisor.model import NONE, ActivityKind, CollectiveKind, RankTrace
 from moe_advisor.roles.context import LaunchContexts, launch_contexts
@@ -129,7 +130,7 @@ class RoleTable:
 
     def mask(self, *roles: Role) -> NDArray[np.bool_]:
         """Which activities have one of these roles."""
-        return np.isin(self.roles, np.asarray(roles, np.int8))
+        return among(self.roles, roles)
 
     def context_of(self, calls: NDArray[np.int64]) -> NDArray[np.int16]:
         """The context index of each activity's launch; 0 (unknown) where it has none."""
@@ -197,7 +198,7 @@ def _natures(rank: RankTrace, rows: _Rows, taxonomy: Taxonomy) -> NDArray[np.int
     """What each activity's kind or kernel name can prove, as an index into _NATURES."""
     per_name = np.zeros(len(rank.names) + 1, np.int8)
     kernels = rows.kind == ActivityKind.KERNEL
-    for name in np.unique(rows.name[kernels]).tolist():
+    for name in distinct(rows.name[kernels]):
         family = taxonomy.kernel(rank.names[name])
         per_name[name] = _NATURE_INDEX[family.nature] if family else 0
     nature = per_name[rows.name] if len(rows.name) else np.empty(0, np.int8)
@@ -212,7 +213,7 @@ def _by_name_and_context(
 ) -> tuple[NDArray[np.int8], NDArray[np.int8], NDArray[np.bool_]]:
     """Roles from nature and context, one decision for each pair of the two."""
     pair = nature.astype(np.int32) * len(contexts.names) + rows.context
-    values, inverse = np.unique(pair, return_inverse=True)
+    values, inverse = compact(pair)
     role = np.empty(len(values), np.int8)
     by_context = np.zeros(len(values), np.bool_)
     known = np.ones(len(values), np.bool_)
@@ -262,13 +263,33 @@ def _communication(
         sources[at] = source
         described[at] = True
     alone = np.flatnonzero((nature == _NATURE_INDEX["collective"]) & ~described)
+    replayed = _exchanges_in_graphs(rank, rows, nature, alone)
     for row in alone.tolist():
         family = _FAMILY_BY_CONTEXT.get(contexts.names[rows.context[row]], "other")
         name = rank.names[rows.name[row]]
         kind = next((k for text, k in _KIND_BY_NAME if text in name), CollectiveKind.UNKNOWN)
         roles[row] = _role_of(family, kind, NONE)
         sources[row] = Source.ANNOTATION if family != "other" else Source.NAME
+        if family == "other" and row in replayed:
+            roles[row], sources[row] = Role.EP_DISPATCH, Source.STRUCTURE
     return families
+
+
+def _exchanges_in_graphs(
+    rank: RankTrace, rows: _Rows, nature: NDArray[np.int8], alone: NDArray[np.int64]
+) -> set[int]:
+    """Point-to-point kernels of CUDA graphs that the experts lie between.
+
+    Nsight Systems gives kernels that a graph replays no communicator. Graphs hold layers, and no
+    pipeline, so that what stands around their experts is dispatch and combine.
+    """
+    graphed = rank.activities["in_graph"].to_numpy()
+    at = alone[graphed[alone]]
+    names = rows.name[at]
+    at = at[among(names, [one for one in distinct(names) if _is_send_recv(rank.names[one])])]
+    if len(at) < 2 or _family_of_exchange(rows, nature, at, "other") != "ep":
+        return set()
+    return set(at.tolist())
 
 
 _KIND_BY_NAME = (
@@ -303,9 +324,8 @@ def _family_of_group(
         return _family_of_exchange(rows, nature, at, "ep"), Source.STRUCTURE
     if kinds <= {CollectiveKind.SEND_RECV, CollectiveKind.UNKNOWN}:
         exchanges = nature[at] == _NATURE_INDEX["collective"]
-        sends = np.asarray(
-            [_is_send_recv(rank.names[name]) for name in rows.name[at].tolist()], np.bool_
-        )
+        names = rows.name[at]
+        sends = among(names, [one for one in distinct(names) if _is_send_recv(rank.names[one])])
         if kinds == {CollectiveKind.SEND_RECV} or (exchanges & sends).all():
             told = kinds == {CollectiveKind.SEND_RECV}
             return _family_of_exchange(rows, nature, at, "pp" if told else None), Source.STRUCTURE
@@ -313,7 +333,7 @@ def _family_of_group(
     under_moe = rows.context[at] == contexts.of("moe")
     if kinds == {CollectiveKind.ALL_GATHER} and under_moe.any() and _all_small(sizes):
         return "ep", Source.ANNOTATION
-    routed = np.isin(rows.context[at], [contexts.of("moe"), contexts.of("router")])
+    routed = among(rows.context[at], [contexts.of("moe"), contexts.of("router")])
     if kinds == {CollectiveKind.ALL_REDUCE} and 2 * routed.sum() > len(at) and _all_small(sizes):
         return "other", Source.ANNOTATION  # the router's token counts for its auxiliary loss
     if kinds & {
@@ -399,14 +419,9 @@ def _feeds_all_to_all(rank: RankTrace, at: NDArray[np.int64]) -> bool:
 
 
 def _roles_of_group(family: str, part: pl.DataFrame) -> NDArray[np.int8]:
-    kinds, sizes = part["kind"].to_list(), part["bytes_sent"].to_list()
-    return np.asarray(
-        [
-            _role_of(family, CollectiveKind(kind), size)
-            for kind, size in zip(kinds, sizes, strict=True)
-        ],
-        np.int8,
-    )
+    rows = list(part.select("kind", "bytes_sent").iter_rows())
+    roles = {row: _role_of(family, CollectiveKind(row[0]), row[1]) for row in set(rows)}
+    return np.asarray([roles[row] for row in rows], np.int8)
 
 
 def _role_of(family: str, kind: CollectiveKind, bytes_sent: int) -> Role:
@@ -445,8 +460,12 @@ def _beside_grouped(
     roles: NDArray[np.int8],
     sources: NDArray[np.int8],
 ) -> None:
-    """Where grouped GEMMs do all of the experts' work, the other GEMMs are dense layers'."""
-    grouped = nature == _NATURE_INDEX["expert_gemm"]
+    """Where GEMMs known as the experts' do all of their work, the other GEMMs are dense layers'.
+
+    Known by name (grouped kernels) or by the range around them (Transformer Engine's grouped linear
+    layer launches ordinary GEMMs, one per expert).
+    """
+    grouped = (nature == _NATURE_INDEX["expert_gemm"]) | (roles == Role.EXPERT_GEMM)
     backward = _of_call(contexts.backward, rows.call, False)
     forward, again = int((grouped & ~backward).sum()), int((grouped & backward).sum())
     if forward and again >= GROUPED_PASSES * forward:
@@ -469,24 +488,20 @@ def _by_structure(
     bursts belongs to the experts or to dense layers, never to both: gaps whose content is known
     (an expert GEMM by name or range; attention or a dense range) fix their neighbours' kind.
     """
-    payload = np.flatnonzero(np.isin(roles, (Role.EP_DISPATCH, Role.EP_COMBINE)))
+    payload = np.flatnonzero(among(roles, (Role.EP_DISPATCH, Role.EP_COMBINE)))
     if not len(payload):
         return
     _index_kernels_in_moe(rows, nature, roles, payload)
     compute = _compute_intervals(rows, roles)
     ep = union(rows.start[payload], rows.end[payload])
     interleaved = (ep & compute).total > INTERLEAVED_SHARE * ep.total
-    gemm = np.flatnonzero(
-        np.isin(roles, (Role.EXPERT_GEMM, Role.DENSE_GEMM, Role.GEMM_UNATTRIBUTED))
-    )
+    gemm = np.flatnonzero(among(roles, (Role.EXPERT_GEMM, Role.DENSE_GEMM, Role.GEMM_UNATTRIBUTED)))
     if not interleaved and len(gemm):
         burst_start, burst_of = _bursts(rows, payload, gemm)
         gap_kind = _gap_kinds(rows, roles, burst_start)
         _attribute_gemms(rows, roles, sources, burst_start, gap_kind)
         _attribute_around_experts(rows, nature, roles, sources, burst_start, gap_kind)
-        named = np.isin(
-            nature[payload], (_NATURE_INDEX["ep_dispatch"], _NATURE_INDEX["ep_combine"])
-        )
+        named = among(nature[payload], (_NATURE_INDEX["ep_dispatch"], _NATURE_INDEX["ep_combine"]))
         into = np.where(gap_kind[burst_of] == 1, Role.EP_DISPATCH, Role.EP_COMBINE)
         undecided = (gap_kind[burst_of] == 0) | named
         roles[payload] = np.where(undecided, roles[payload], into)
@@ -527,7 +542,7 @@ def _gap_kinds(
     kinds = np.zeros(len(burst_start), np.int8)
 
     def gaps_with(*wanted: Role) -> NDArray[np.int64]:
-        at = np.searchsorted(burst_start, rows.start[np.isin(roles, wanted)], side="right") - 1
+        at = np.searchsorted(burst_start, rows.start[among(roles, wanted)], side="right") - 1
         return np.unique(at[at >= 0])
 
     experts = gaps_with(Role.EXPERT_GEMM)
@@ -580,8 +595,8 @@ def _attribute_around_experts(
     Between the experts' first and last GEMM they are their activation; before and after they sort
     rows by expert and back.
     """
-    generic = np.isin(nature, (_NATURE_INDEX["elementwise"], _NATURE_INDEX["index"]))
-    generic &= (sources == Source.NAME) & np.isin(roles, (Role.ELEMENTWISE, Role.PERMUTE))
+    generic = among(nature, (_NATURE_INDEX["elementwise"], _NATURE_INDEX["index"]))
+    generic &= (sources == Source.NAME) & among(roles, (Role.ELEMENTWISE, Role.PERMUTE))
     found = np.flatnonzero(generic & (rows.start >= burst_start[0]))
     gap = np.searchsorted(burst_start, rows.start[found], side="right") - 1
     found, gap = found[gap_kind[gap] == 1], gap[gap_kind[gap] == 1]

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from moe_advisor.intervals import union
 from moe_advisor.model import NONE, RangeKind, RankTrace
+from moe_advisor.nesting import Nesting
 from moe_advisor.roles.taxonomy import Taxonomy
 
 UNKNOWN = ""
@@ -31,15 +32,6 @@ class LaunchContexts:
         return self.names.index(name) if name in self.names else -2
 
 
-@dataclass(frozen=True)
-class _Timeline:
-    """On one thread: from times[i] on, the innermost context is labels[i]."""
-
-    times: NDArray[np.int64]
-    labels: NDArray[np.int16]
-    linked: NDArray[np.bool_]
-
-
 def launch_contexts(rank: RankTrace, taxonomy: Taxonomy) -> LaunchContexts:
     """The context of every CUDA call of the rank."""
     calls = len(rank.calls)
@@ -59,16 +51,14 @@ def launch_contexts(rank: RankTrace, taxonomy: Taxonomy) -> LaunchContexts:
     own = table.filter(pl.col("label") > 0).with_columns(linked=pl.lit(False))
     own = own.select("start_ns", "end_ns", "tid", "label", "linked")
     linked = _backward_links(table, own)
-    timelines = _timelines(pl.concat([own, linked]))
+    tids, starts = rank.calls["tid"].to_numpy(), rank.calls["start_ns"].to_numpy()
+    ranges = pl.concat([own, linked])
+    around = _innermost(ranges, tids, starts)
     index = np.zeros(calls, np.int16)
     by_link = np.zeros(calls, np.bool_)
-    tids, starts = rank.calls["tid"].to_numpy(), rank.calls["start_ns"].to_numpy()
-    for tid, timeline in timelines.items():
-        rows = np.flatnonzero(tids == tid)
-        at = np.searchsorted(timeline.times, starts[rows], side="right") - 1
-        found = at >= 0
-        index[rows[found]] = timeline.labels[at[found]]
-        by_link[rows[found]] = timeline.linked[at[found]]
+    found = np.flatnonzero(around >= 0)
+    index[found] = ranges["label"].to_numpy()[around[found]]
+    by_link[found] = ranges["linked"].to_numpy()[around[found]]
     return LaunchContexts(names, index, by_link, _backward_calls(rank, table, tids, starts))
 
 
@@ -84,16 +74,11 @@ def _backward_links(table: pl.DataFrame, own: pl.DataFrame) -> pl.DataFrame:
     forward = table.filter((pl.col("forward_tid") == NONE) & (pl.col("sequence") != NONE))
     if not len(backward) or not len(forward) or not len(own):
         return pl.DataFrame(schema=schema)
-    timelines = _timelines(own)
     forward = forward.sort("tid", "sequence", "start_ns").unique(
         ["tid", "sequence"], keep="last", maintain_order=True
     )
-    tids, starts = forward["tid"].to_numpy(), forward["start_ns"].to_numpy()
-    labels = np.zeros(len(forward), np.int16)
-    for tid, timeline in timelines.items():
-        rows = np.flatnonzero(tids == tid)
-        at = np.searchsorted(timeline.times, starts[rows], side="right") - 1
-        labels[rows[at >= 0]] = timeline.labels[at[at >= 0]]
+    around = _innermost(own, forward["tid"].to_numpy(), forward["start_ns"].to_numpy())
+    labels = np.where(around >= 0, own["label"].to_numpy()[around], 0).astype(np.int16)
     forward = forward.select(pl.col("tid").alias("thread"), "sequence").with_columns(
         pl.Series("label", labels)
     )
@@ -117,39 +102,18 @@ def _backward_links(table: pl.DataFrame, own: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _timelines(ranges: pl.DataFrame) -> dict[int, _Timeline]:
-    """Per thread, the innermost of the (properly nested) ranges at every time."""
-    found: dict[int, _Timeline] = {}
-    ordered = ranges.sort("tid", "start_ns", pl.col("end_ns"), descending=[False, False, True])
-    for (tid,), part in ordered.group_by("tid", maintain_order=True):
-        times: list[int] = []
-        labels: list[int] = []
-        linked: list[bool] = []
-        stack: list[tuple[int, int, bool]] = []
-
-        def leave(
-            until: int,
-            stack: list[tuple[int, int, bool]] = stack,
-            times: list[int] = times,
-            labels: list[int] = labels,
-            linked: list[bool] = linked,
-        ) -> None:
-            while stack and stack[-1][0] <= until:
-                end = stack.pop()[0]
-                times.append(end)
-                labels.append(stack[-1][1] if stack else 0)
-                linked.append(stack[-1][2] if stack else False)
-
-        for start, end, _, label, by_link in part.iter_rows():
-            leave(start)
-            times.append(start)
-            labels.append(label)
-            linked.append(by_link)
-            stack.append((end, label, by_link))
-        leave(1 << 62)
-        found[int(tid)] = _Timeline(
-            np.asarray(times, np.int64), np.asarray(labels, np.int16), np.asarray(linked, np.bool_)
-        )
+def _innermost(
+    ranges: pl.DataFrame, tids: NDArray[np.int64], times: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """Per (thread, time), the row of the thread's innermost range; -1 where there is none."""
+    found = np.full(len(tids), -1, np.int64)
+    for (tid,), part in ranges.with_row_index().group_by("tid", maintain_order=True):
+        part = part.sort("start_ns", "end_ns", descending=[False, True], maintain_order=True)
+        tree = Nesting.of(part["start_ns"].to_numpy(), part["end_ns"].to_numpy())
+        rows = np.flatnonzero(tids == tid)
+        inner = tree.innermost(times[rows])
+        held = inner >= 0
+        found[rows[held]] = part["index"].to_numpy()[inner[held]]
     return found
 
 
@@ -159,7 +123,8 @@ def _backward_calls(
     """Which calls were made by backward work.
 
     With operators: the calls on threads that hold backward operators and no forward thread's work.
-    Without (nsys): the calls of threads other than the one that opened the most annotations.
+    Without (nsys): the calls of threads other than the one whose annotations cover the most time.
+    Their number would not do: Transformer Engine opens more ranges in backward than in forward.
     """
     nodes = table.filter(pl.col("forward_tid") != NONE)
     if len(nodes):
@@ -174,7 +139,10 @@ def _backward_calls(
     annotated = rank.ranges.filter(pl.col("kind") == RangeKind.ANNOTATION)
     if not len(annotated):
         return np.zeros(len(tids), np.bool_)
-    main = annotated.group_by("tid").len().sort("len", "tid")["tid"][-1]
+    main = max(
+        (union(part["start_ns"].to_numpy(), part["end_ns"].to_numpy()).total, tid)
+        for (tid,), part in annotated.group_by("tid")
+    )[1]
     launches = rank.activities["call"].to_numpy()
     launching = np.unique(tids[launches[launches >= 0]])
     return np.isin(tids, launching[launching != main])

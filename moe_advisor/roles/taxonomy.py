@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ MAX_BYTES = 1 << 20
 
 MATCHED_CHARACTERS = 4_096
 """Only this much of a name is matched: longer ones are hostile or template noise at the end."""
+
+REMEMBERED_NAMES = 20_000
+"""A capture has a few thousand names; beyond this they are hostile, and memory counts more."""
 
 NATURES = frozenset(
     {role.label for role in Role} | {"collective", "gemm", "softmax", "index", "elementwise"}
@@ -55,14 +58,28 @@ class Taxonomy:
     groups: tuple[NamePattern, ...]
     calls: tuple[NamePattern, ...]
 
+    @cached_property
+    def _met(self) -> tuple[dict[str, KernelFamily | None], dict[str, str | None]]:
+        """Kernel and range names that were asked for: ranks share them, and so do all questions."""
+        return {}, {}
+
     def kernel(self, name: str) -> KernelFamily | None:
         """The family of a kernel name, or None if no family knows it."""
         head = name[:MATCHED_CHARACTERS]
-        return next((family for family in self.kernels if family.pattern.search(head)), None)
+        met = self._met[0]
+        if head not in met:
+            _make_room(met)
+            met[head] = next((one for one in self.kernels if one.pattern.search(head)), None)
+        return met[head]
 
     def context(self, name: str) -> str | None:
         """What work under a host range of this name is for, or None."""
-        return _meaning(self.ranges, name)
+        head = name[:MATCHED_CHARACTERS]
+        met = self._met[1]
+        if head not in met:
+            _make_room(met)
+            met[head] = _meaning(self.ranges, head)
+        return met[head]
 
     def group_family(self, description: str) -> str | None:
         """ep, dp, tp, cp, pp, norm, other or none (a CPU group); None if unknown."""
@@ -71,6 +88,11 @@ class Taxonomy:
     def call_kind(self, name: str) -> str | None:
         """What kind of CUDA call this is, or None where it does not matter."""
         return _meaning(self.calls, name)
+
+
+def _make_room(met: dict[str, Any]) -> None:
+    if len(met) >= REMEMBERED_NAMES:
+        met.clear()
 
 
 def _meaning(patterns: Sequence[NamePattern], name: str) -> str | None:

@@ -2,7 +2,7 @@
 
 from moe_advisor.whatif.build import build
 from moe_advisor.whatif.catalog import CHANGES, ChangeInfo
-from moe_advisor.whatif.engine import combine, estimate, replay_error, unexplained_share
+from moe_advisor.whatif.engine import combine, estimate, quality, replay_error, unexplained_share
 from moe_advisor.whatif.model import StepModel
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "build",
     "combine",
     "estimate",
+    "quality",
     "replay_error",
     "unexplained_share",
 ]

@@ -20,6 +20,7 @@ from moe_advisor.whatif.model import (
     FAMILY_OF_ROLE,
     NEVER_LATE,
     NO_ITEM,
+    Calibration,
     Edges,
     Ints,
     Items,
@@ -62,6 +63,9 @@ QUEUE_BLOCKED_NS = 100_000
 QUEUE_DEPTH launches were pending; a launch takes 3 to 10 µs otherwise."""
 
 QUEUE_DEPTH = 256
+
+RECURRING = 3
+"""A gap between two kernels of a graph that was seen so often is the graph's own."""
 
 MEGATRON_NAMES = (
     "megatron.core",
@@ -111,7 +115,7 @@ def build(measured: Sequence[MeasuredRank], hardware: Mapping[str, Any]) -> Step
     lanes = [part.lane(offset) for part, offset in zip(parts, offsets, strict=True)]
     lanes = _with_transfers(lanes, participants)
     constants = calibrate.measure(ranks, lanes, hardware)
-    lanes = [_with_delays(lane, constants.latency_ns, constants.gap_ns) for lane in lanes]
+    lanes = [_with_delays(lane, constants) for lane in lanes]
     facts = dict(ranks[0].partial.facts)
     if any(name.startswith(MEGATRON_NAMES) for name in ranks[0].trace.names):
         facts["framework"] = "megatron"
@@ -643,17 +647,20 @@ def _with_transfers(lanes: Sequence[Lane], participants: Sequence[tuple[int, ...
     return found
 
 
-def _with_delays(lane: Lane, latency_ns: int, gap_ns: int) -> Lane:
+def _with_delays(lane: Lane, usual: Calibration) -> Lane:
     """The lane with what each start waited for divided into known costs and an unexplained rest."""
     items, edges = lane.items, lane.edges
     start = items.start_ns
     end = start + items.duration_ns
     launched = items.latency_ns > NEVER_LATE
-    latency = np.where(launched, np.minimum(latency_ns, start - items.launch_ns), NEVER_LATE)
+    # A graph launch prepares the whole graph before its first kernel starts.
+    slow = max(usual.graph_latency_ns, usual.latency_ns)
+    most = np.where(items.graph_heads(), slow, usual.latency_ns)
+    latency = np.where(launched, np.minimum(most, start - items.launch_ns), NEVER_LATE)
     before = stream_predecessor(items.stream)
     free = np.where(before >= 0, end[before], 0)
-    gap = np.minimum(gap_ns, start - free)
-    lag = np.minimum(gap_ns, start[edges.item] - end[edges.on])
+    gap = np.minimum(np.maximum(usual.gap_ns, _graph_gaps(items, before)), start - free)
+    lag = np.minimum(usual.gap_ns, start[edges.item] - end[edges.on])
     bound = np.maximum(items.launch_ns + latency, free + gap)
     np.maximum.at(bound, edges.item, end[edges.on] + lag)
     return replace(
@@ -661,6 +668,26 @@ def _with_delays(lane: Lane, latency_ns: int, gap_ns: int) -> Lane:
         items=replace(items, latency_ns=latency, gap_ns=gap, residual_ns=start - bound),
         edges=replace(edges, lag_ns=lag),
     )
+
+
+def _graph_gaps(items: Items, before: Ints) -> Ints:
+    """Median gap between the same two kernels of a CUDA graph, 0 where it does not recur.
+
+    What comes back at the same place of every replay (branches that join, nodes that profilers
+    don't record) belongs to the graph.
+    """
+    found = np.zeros(len(items), np.int64)
+    rows = np.flatnonzero(items.in_graph & ~items.graph_heads() & (before >= 0))
+    if len(rows) < RECURRING:
+        return found
+    ends = (items.start_ns + items.duration_ns)[before[rows]]
+    names = np.stack([items.name[before[rows]], items.name[rows]])
+    _, place, count = np.unique(names, axis=1, return_inverse=True, return_counts=True)
+    gaps = items.start_ns[rows] - ends
+    for number in np.flatnonzero(count >= RECURRING).tolist():
+        mine = place == number
+        found[rows[mine]] = max(int(np.median(gaps[mine])), 0)
+    return found
 
 
 def stream_predecessor(stream: Ints) -> Ints:

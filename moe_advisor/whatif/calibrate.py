@@ -52,7 +52,7 @@ def measure(
     from moe_advisor.whatif.build import stream_predecessor
 
     base = defaults(hardware)
-    latency, gap, host, short, wire = [], [], [], [], []
+    latency, graph, gap, host, short, wire = [], [], [], [], [], []
     for lane in lanes:
         items = lane.items
         end = items.start_ns + items.duration_ns
@@ -62,6 +62,8 @@ def measure(
         plain = ~items.in_graph & launched
         idle = plain & (free < items.launch_ns)
         latency.append((items.start_ns - items.launch_ns)[idle])
+        heads = items.graph_heads() & launched & (free < items.launch_ns)
+        graph.append((items.start_ns - items.launch_ns)[heads])
         ahead = (before >= 0) & (items.launch_ns + 2 * base.latency_ns < free)
         gap.append((items.start_ns - free)[ahead])
         plain[lane.waits.item] = False
@@ -81,6 +83,7 @@ def measure(
         floor_ns=percentile(short, 10, base.floor_ns),
         wire_floor_ns=min(percentile(wire, 5, base.wire_floor_ns), base.wire_floor_ns),
         sm_count=int(sm_count or base.sm_count),
+        graph_latency_ns=percentile(graph, EXPLAINED_PERCENTILE, 0),
     )
 
 
@@ -91,20 +94,38 @@ GEMM_TAIL_NS = 10_000
 takes 18 µs at 7.5 TFLOP/s per SM (989 TFLOP/s over 132 SMs)."""
 
 QUANTISED_WAVES = 1
-"""Kernels of one wave (persistent GEMMs and attention launch one block per SM) lose a whole wave to
-the first SM that communication takes; with more waves the loss is the share of SMs."""
+"""A persistent GEMM launches one block per SM. With a static tile schedule it loses a whole wave to
+the first SM that communication takes. Beside a wire that held 4 of 132 SMs, CUTLASS's grouped GEMM
+took 0.9 to 2.3 times as long (1.8 to 2.3 for GEMMs below 0.6 ms), cuDNN attention of one block per
+SM 1.0 times (benchmarks/overlap_costs.yaml): for long GEMMs the rule may be too pessimistic."""
+
+WIRE_BESIDE_COMPUTE = (0.34, 0.22, 0.1)
+"""How much longer an all-to-all takes for the time that compute runs beside it: extra transfer over
+hidden time in fourteen pairs of captures of chunked and merged overlap on both links, quartiles
+and median (benchmarks/overlap_costs.yaml)."""
 
 MERGE_MICROBATCHES = 3
 """With two micro-batches only one of four passes is merged; Megatron's guidance asks for many."""
 
-MERGE_HOST = (0.45, 0.25, 0.1)
-"""Extra host work of Megatron-Core's merged schedule (one autograd call per phase of a layer,
-events between its streams), as a share of the layers' host time; 0.19 and 0.22 measured on two
-pairs of captures with Megatron-Core 0.16 and four micro-batches, equal launches on both sides."""
+MERGE_HOST = (0.24, 0.13, 0.1)
+"""Extra host work of Megatron-Core's merged schedule as a share of the layers' host time: autograd
+is called once per node (four per layer and direction) instead of once per micro-batch, and nodes
+record and wait for events. Most, median and least of five sources that the torch profiler does
+not stretch (benchmarks/overlap_costs.yaml): unprofiled runs of 2 and 8 micro-batches, and an nsys
+capture of mcore_flash, which is also a judged pair. Under the torch profiler it is 0.12 to 0.46."""
+
+SHARED_GPU = (1.0, 1.0, 0.5)
+"""Share of the time that two compute kernels run side by side which each loses to the other: all,
+where either fills the GPU; half, where they need different units (tensor cores, memory)."""
 
 MERGED_ACTIVATION_SHARE = 0.1
 """Least headroom, as a share of the peak, that a second micro-batch in flight is assumed to need;
-the trace does not say what one micro-batch keeps."""
+the trace does not say what one micro-batch keeps. Peaks grew by 0 to 4 % in six measured pairs,
+where weights and optimizer are most of the memory."""
+
+GRAPH_MEMORY_SHARE = 0.05
+"""Least headroom, as a share of the peak, for static buffers of CUDA graphs: 3.05 to 3.20 GiB with
+graphs on attention, 4.69 to 5.09 GiB with whole layers, measured."""
 
 ADDITION_VALUES = 3
 """Adding a gradient to another reads two values and writes one per parameter."""
@@ -133,13 +154,12 @@ SAVED_PERMUTATION = (0.6, 0.9, 1.0)
 and to add up what leaves."""
 
 SLOW_LINK_SHARE = 0.25
-"""A wire below this share of NVLink is another link: what a dispatch library reaches on it depends
-on its transport there, and no published pair of ours shows it."""
+"""A wire below this share of NVLink is another link."""
 
-SLOW_LINK_SAVED = (0.25, 0.5, 0.9)
-"""Share of the bytes that sending each token once saves which a slow link gives back. Not
-measured: the range says so."""
-
+SLOW_LINK_RATE = (0.86, 1.0, 1.0)
+"""Rate of a dispatch library over a slow link, as a share of what the all-to-all reaches there now.
+DeepEP publishes 43 to 58 GB/s between nodes over links of 50 GB/s (16 to 64 ranks; above 50 the own
+node's tokens are counted too). That the all-to-all reaches the link now is the assumption."""
 
 GRAPH_REPLAY_NS = (20_000.0, 60_000.0)
 """Host time around one graph replay in PyTorch beside the launch: copying inputs into the graph's

@@ -70,6 +70,13 @@ class Items:
         """The items of `rows`, in that order (rows may repeat)."""
         return Items(**{one.name: getattr(self, one.name)[rows] for one in fields(self)})
 
+    def graph_heads(self) -> Flags:
+        """First kernels of CUDA graphs: the ones that a graph launch starts."""
+        same = np.concatenate([[False], self.launch_ns[1:] == self.launch_ns[:-1]])
+        before = np.concatenate([[False], self.in_graph[:-1]])
+        found: Flags = self.in_graph & ~(same & before)
+        return found
+
     def family(self, *families: Family) -> Flags:
         """Which items belong to one of these families."""
         wanted = [number for number, family in enumerate(FAMILY_OF_ROLE) if family in families]
@@ -145,6 +152,8 @@ class Calibration:
     wire_floor_ns: int
     """What a collective costs without payload."""
     sm_count: int
+    graph_latency_ns: int = 0
+    """Launch call to the start of the first kernel of a CUDA graph; 0: as of other kernels."""
 
 
 @dataclass(frozen=True)

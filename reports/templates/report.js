@@ -98,6 +98,7 @@
     var head = all("thead th", table), body = table.tBodies[0];
     var first = all("tr", body);
     head.forEach(function (cell, column) {
+      if (cell.classList.contains("plot")) return; /* a drawing has the order of its figures */
       var title = cell.textContent, button = make("button", title);
       button.type = "button";
       cell.textContent = "";
@@ -182,7 +183,11 @@
   lanes = lanes.filter(function (lane) { return lane.first >= 0; });
   lanes.forEach(function (lane) {
     var most = Object.keys(lane.kinds).sort(function (a, b) { return lane.kinds[b] - lane.kinds[a]; })[0];
-    lane.note = { expert: "compute", compute: "compute", wire: "EP all-to-all", comm: "communication", other: "copies", opaque: "CUDA graphs" }[most] || "";
+    var words = { expert: "compute", compute: "compute", wire: "EP all-to-all", comm: "communication", other: "copies", opaque: "CUDA graphs" };
+    var sums = {}, whole = 0;
+    Object.keys(lane.kinds).forEach(function (kind) { var word = words[kind] || kind; sums[word] = (sums[word] || 0) + lane.kinds[kind]; whole += lane.kinds[kind]; });
+    var first = words[most] || "", second = Object.keys(sums).filter(function (word) { return word !== first && sums[word] > whole * 0.15; }).sort(function (a, b) { return sums[b] - sums[a]; })[0];
+    lane.note = second ? first + ", " + second : first;
   });
   var depths = Math.min(3, data.host.reduce(function (most, row) { return Math.max(most, row[3] + 1); }, 0));
   var byDepth = [];

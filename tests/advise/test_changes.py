@@ -1,13 +1,8 @@
 """Spellings of a change, and the copyable text of each framework."""
 
-from moe_advisor.advise.changes import (
-    bridge_overrides,
-    bridge_python,
-    environment_lines,
-    megatron_lm_flags,
-    spell,
-)
+from moe_advisor.advise.changes import spell
 from moe_advisor.advise.rule import ChangeSpec
+from moe_advisor.paste import bridge_overrides, bridge_python, environment_lines, megatron_lm_flags
 from moe_advisor.result import Change
 
 
@@ -29,7 +24,7 @@ def test_a_change_is_copyable_in_all_three_forms() -> None:
     ]
     assert bridge_overrides(made) == [
         "comm_overlap.overlap_moe_expert_parallel_comm=true",
-        "model.cuda_graph_modules=[attn,moe_router]",
+        "'model.cuda_graph_modules=[attn,moe_router]'",
         "model.moe_token_dispatcher_type=flex",
         "model.recompute_method=null",
     ]
@@ -37,7 +32,7 @@ def test_a_change_is_copyable_in_all_three_forms() -> None:
         "--overlap-moe-expert-parallel-comm",
         "--cuda-graph-modules attn moe_router",
         "--moe-token-dispatcher-type flex",
-        "remove: --recompute-method",
+        "# remove: --recompute-method",
     ]
 
 
@@ -55,6 +50,15 @@ def test_a_switch_that_is_on_by_default_has_a_flag_to_turn_it_off() -> None:
     lm = next(item for item in on if item.framework == "megatron-lm")
     assert lm.key == "--no-overlap-p2p-communication"
     assert "remove" in (lm.note or "")
+    assert megatron_lm_flags(on) == ["# remove: --no-overlap-p2p-communication"]
+    bf16 = _spelt("grad_reduce_in_fp32", False)
+    assert megatron_lm_flags(bf16) == ["--grad-reduce-in-bf16"]
+
+
+def test_values_that_a_shell_or_hydra_would_read_are_quoted() -> None:
+    made = _spelt("pipeline_model_parallel_layout", "Et*3|(tt|)*29m|L")
+    assert megatron_lm_flags(made) == ["--pipeline-model-parallel-layout 'Et*3|(tt|)*29m|L'"]
+    assert bridge_overrides(made) == ["'model.pipeline_model_parallel_layout=\"Et*3|(tt|)*29m|L\"'"]
 
 
 def test_the_older_spelling_stands_beside_the_newer_one() -> None:

@@ -23,7 +23,10 @@ SLOW_LINK = {
     "ep_a2a_wait_ms": 0.7,
     "ep_a2a_transfer_ms": 181.9,
 }
-TRACE = {"ep_size": 16, "dispatcher": "alltoall", "a2a_slow_link": True, "recompute": "none"}
+TRACE = {
+    "framework": "megatron", "ep_size": 16, "dispatcher": "alltoall", "a2a_slow_link": True,
+    "recompute": "none",
+}  # fmt: skip
 OVERLAP = "exposed-expert-all-to-all"
 
 
@@ -267,3 +270,77 @@ def test_a_default_never_beats_what_the_trace_or_another_source_shows() -> None:
     })  # fmt: skip
     assert merged["moe_router_topk"].value == 8
     assert merged["moe_token_dispatcher_type"].value == "allgather"
+
+
+def test_own_code_gets_no_megatron_setting_beside_a_gain_that_is_not_that_settings() -> None:
+    own = found(run(t={"framework": None, "microbatches": 2}))
+    assert {item.framework for item in own.changes} == {"pytorch"}
+    assert own.withheld is None
+    assert all(item.state != "unmet" for item in (*own.requires, *own.conflicts))
+    megatron = found(run(t={"microbatches": 2}))
+    assert "fewer than 4 micro-batches" in " ".join(x.text for x in megatron.conflicts)
+    assert "raise them to 4" in (megatron.withheld or "")
+
+
+def test_a_list_is_edited_and_what_else_is_in_it_stays() -> None:
+    modules = {"recompute_granularity": "selective", "recompute_modules": ["moe", "mlp"]}
+    metrics = {"step_ms": 657.0, "memory_headroom_gib": 30.0, "memory_peak_gib": 44.0}
+    advice = run(m=metrics, c=modules)
+    changes = found(advice, "whole-moe-recompute").changes
+    assert [x.to for x in changes if x.key == "model.recompute_modules"] == [["mlp", "moe_act"]]
+
+
+def test_a_tight_run_climbs_the_recompute_ladder_and_never_down() -> None:
+    tight = {"step_ms": 657.0, "memory_headroom_gib": 1.0, "memory_peak_gib": 78.0}
+
+    def rung(modules: list[str], **more: Any) -> Any:
+        c = {"recompute_granularity": "selective", "recompute_modules": modules, **more}
+        advice = run(m=tight, c=c, t={"recompute": "selective"})
+        changes = found(advice, "tight-memory").changes
+        return [x.to for x in changes if x.key == "model.recompute_modules"]
+
+    assert rung(["mlp"]) == [["mlp", "moe_act"]]
+    assert rung(["moe_act"]) == [["moe_act", "layernorm"]]
+    assert rung(["moe_act"], multi_latent_attention=True) == [["moe_act", "mla_up_proj"]]
+    assert rung(["moe_act", "layernorm"]) == [["layernorm", "moe"]]
+    assert rung(["moe"]) == []
+
+
+def test_core_attention_alone_leaves_nothing_to_recompute() -> None:
+    c = {"recompute_granularity": "selective", "recompute_modules": ["core_attn"]}
+    item = found(run(c=c, t={"fused_attention": True}), "useless-attention-recompute")
+    lm = {x.key: x.to for x in item.changes if x.framework == "megatron-lm"}
+    assert lm == {"--recompute-granularity": None, "--recompute-modules": []}
+
+
+def test_a_value_made_of_an_unknown_one_is_left_out() -> None:
+    c = {"moe_token_dispatcher_type": "flex", "moe_flex_dispatcher_backend": "deepep"}
+    item = found(run(c=c, t={"ep_size": None}, gpu="NVIDIA GB200"), "refused-deepep-backend")
+    assert "NUM_OF_HYBRID_EP_RANKS_PER_NVLINK_DOMAIN" not in {x.key for x in item.changes}
+    assert "unknown" not in {x.to for x in item.changes if isinstance(x.to, str)}
+
+
+def test_a_setting_without_effect_owns_the_symptoms_of_its_absence() -> None:
+    c = {"overlap_moe_expert_parallel_comm": True, "framework": "megatron-bridge"}
+    advice = run(c=c, t={"ep_overlap_active": False}, gpu="NVIDIA B200")
+    assert "a symptom of 'Find out why the expert overlap hides nothing'" in (
+        found(advice).withheld or ""
+    )
+
+
+def test_sizes_that_only_the_configuration_gives_are_not_called_an_agreement() -> None:
+    rule = "parallel-size-mismatch"
+    assert outcome(run(c={"expert_model_parallel_size": 16}), rule) == "pass"
+    assert outcome(run(c={"expert_model_parallel_size": 8}), rule) == "finding"
+    alone = run(c={"expert_model_parallel_size": 8}, t={"ep_size": None})
+    assert outcome(alone, rule) == "not_measured"
+    assert outcome(run(), rule) == "not_applicable"
+
+
+def test_a_smaller_setting_that_a_validation_wants_as_well_is_added() -> None:
+    c = {"moe_router_dtype": None, "num_moe_experts": 64}
+    item = found(run(c=c, t={"a2a_slow_link": False, "permute_share": 0.3}), DISPATCH)
+    assert "model.moe_router_dtype" in {x.key for x in item.changes}
+
+
+DISPATCH = "row-expanding-dispatch"

@@ -4,8 +4,8 @@ import msgspec
 import pytest
 
 from moe_advisor.advise import Facts, advise
-from moe_advisor.advise.rule import Rule, parse
-from moe_advisor.result import Estimate, PlanStep, Recommendation, Walls
+from moe_advisor.advise.rule import EstimateSpec, Rule, parse
+from moe_advisor.result import ConfigValue, Estimate, PlanStep, Recommendation, Walls
 
 TEMPLATE = """\
 id: {id}
@@ -182,3 +182,97 @@ def test_a_withheld_change_is_last_and_in_no_step() -> None:
     found, steps = plan([rule("a", severity="high", more=more), rule("b", severity="low")])
     assert [(item.rule, item.withheld) for item in found] == [("b", None), ("a", "not yet")]
     assert [step.rules for step in steps] == [["b"]]
+
+
+def bounded(name: str, metric: str, **more: str) -> Rule:
+    text = rule(name, **more)
+    return msgspec.structs.replace(
+        text, estimate=EstimateSpec(reason="the most this can gain", bound=metric)
+    )
+
+
+def test_in_a_stage_gains_come_before_bounds_and_bounds_before_unpriced_checks() -> None:
+    rules = [
+        rule("check", severity="high"),
+        bounded("bound", "dp_collective_exposed_ms", severity="medium"),
+        rule("small", whatif="host-syncs", severity="high"),
+        rule("large", whatif="ep-overlap", severity="low"),
+    ]
+    estimates = {"ep-overlap": gain(20.0), "host-syncs": gain(5.0)}
+    found, _ = plan(rules, estimates, dp_collective_exposed_ms=30.0)
+    assert [item.rule for item in found] == ["large", "small", "bound", "check"]
+
+
+def test_a_published_loss_comes_before_a_check_without_any_figure() -> None:
+    evidence = "evidence: [{text: t, source: s, change_share: -0.1}]"
+    found, _ = plan([rule("a", severity="high"), rule("b", more=evidence)])
+    assert [item.rule for item in found] == ["b", "a"]
+
+
+def test_a_bound_is_an_estimate_from_nothing_to_its_share_of_the_metric() -> None:
+    one = bounded("a", "ep_a2a_exposed_ms")
+    quarter = msgspec.structs.replace(
+        one, estimate=msgspec.structs.replace(one.estimate, share=0.25)
+    )
+    found, steps = plan([quarter], ep_a2a_exposed_ms=40.0)
+    estimate = found[0].estimate
+    assert (estimate.status, estimate.low_ms, estimate.expected_ms, estimate.high_ms) == (
+        "estimated", 0.0, None, 10.0,
+    )  # fmt: skip
+    assert steps[0].combined.status == "not_measured"
+    without, _ = plan([one])
+    assert without[0].estimate.status == "not_measured"
+
+
+def test_the_whole_plan_is_one_change_with_its_check() -> None:
+    rules = [
+        rule("a", severity="high", change="{key: overlap_param_gather, to: true}"),
+        rule("b", severity="medium", change="{key: CUDA_DEVICE_MAX_CONNECTIONS, framework: env, "
+             "to: '8'}"),
+        rule("c", severity="low", change="{key: recompute_granularity, to: full}",
+             more="withhold: [{when: 'm.step_ms > 1.0', reason: not yet}]"),
+    ]  # fmt: skip
+    config = {
+        "overlap_grad_reduce": False, "use_distributed_optimizer": True, "use_megatron_fsdp": False
+    }  # fmt: skip
+    facts = Facts(
+        m={"step_ms": 100.0},
+        c={key: ConfigValue(value=value, source="config") for key, value in config.items()},
+    )
+    advice = advise(facts, rules, {})
+    change = advice.change
+    assert change is not None
+    assert change.bridge_overrides == [
+        "ddp.overlap_param_gather=true", "ddp.overlap_grad_reduce=true"
+    ]  # fmt: skip
+    assert change.megatron_bridge == [
+        "cfg.ddp.overlap_param_gather = True", "cfg.ddp.overlap_grad_reduce = True"
+    ]  # fmt: skip
+    assert change.megatron_lm == ["--overlap-param-gather", "--overlap-grad-reduce"]
+    assert change.environment == ["export CUDA_DEVICE_MAX_CONNECTIONS=8"]
+    assert change.broken == []
+    assert change.checked == change.passed + len(change.unknown)
+    assert change.passed >= 1
+    assert all("--set" in text for text in change.unknown)
+
+
+def test_a_plan_of_work_outside_the_configuration_is_no_change_to_paste() -> None:
+    assert advise(Facts(m={"step_ms": 100.0}), [rule("a")], {}).change is None
+
+
+def test_a_change_that_takes_back_the_gain_of_those_before_it_waits() -> None:
+    rules = [rule("a", whatif="permute-fusion"), rule("b", whatif="dispatcher")]
+    estimates = {"permute-fusion": gain(12.0), "dispatcher": gain(1.0)}
+    asked: list[tuple[str, ...]] = []
+
+    def combine(names: tuple[str, ...]) -> Estimate:
+        asked.append(names)
+        return gain(5.0)
+
+    advice = advise(Facts(m={"step_ms": 100.0}), rules, estimates, combine)
+    assert "12.0 ms without this one and 5.0 ms with it" in (
+        advice.recommendations[1].withheld or ""
+    )
+    assert [step.rules for step in advice.plan] == [["a"]]
+    assert advice.plan[0].combined.expected_ms == pytest.approx(12.0)
+    assert asked == [("dispatcher", "permute-fusion")]

@@ -21,13 +21,28 @@ def test_the_nearest_published_run_comes_first_with_what_differs() -> None:
         "micro_batch_size": 1,
         "global_batch_size": 512,
     }
-    points = points_for(here, "H100")
+    points = points_for(here, "H100", "fp8")
     assert points[0].tflops_per_gpu == 203.0
     assert points[0].differences == {"global_batch_size": (1024, 512)}
-    assert [point.layout["ep"] for point in points] == [16, 8]
+    assert [point.layout["ep"] for point in points][:2] == [16, 8]
+    assert {point.precision for point in points[2:]} == {"bf16"}
 
 
 def test_no_published_run_is_an_empty_list() -> None:
     assert points_for(QWEN, "A100") == []
     assert points_for(QWEN, None) == []
     assert points_for({}, "H100") == []
+
+
+def test_flags_that_differ_are_named_and_what_was_not_published_is_not() -> None:
+    here = QWEN | {
+        "expert_model_parallel_size": 16,
+        "global_batch_size": 1024,
+        "overlap_moe_expert_parallel_comm": False,
+        "moe_token_dispatcher_type": "flex",
+    }
+    points = {point.tflops_per_gpu: point for point in points_for(here, "H100", "bf16")}
+    assert points[299.352].differences == {"overlap_moe_expert_parallel_comm": (True, False)}
+    assert points[244.039].differences == {}
+    paper = points_for(QWEN | {"hidden_size": 4096, "num_layers": 94}, "GB200", "bf16")[0]
+    assert (paper.tflops_per_gpu, paper.layout) == (750.0, {"gpus": 256, "seq_length": 4096})

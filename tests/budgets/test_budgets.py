@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from moe_advisor.budgets import judge, load
 from moe_advisor.budgets.model import Budget
 from moe_advisor.cli.check import check
+from moe_advisor.cli.gate import check_gates
 from moe_advisor.errors import ConfigError, GateFailed
 from moe_advisor.output import budget_report, json_output, openmetrics
 from moe_advisor.result import MetricValue, RankValue, Result
@@ -117,6 +118,73 @@ def test_what_does_not_exist_is_an_error_with_a_suggestion(expect: str, words: s
         judge.judge([one(expect)], balanced())
     assert words in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("expect", "words"),
+    [
+        ("m.stp_ms < 1.0", "did you mean m.step_ms?"),
+        ("c.expert_model_paralel_size > 1.0", "did you mean c.expert_model_parallel_size?"),
+        ("!('exposed-expert-alltoall' in findings)", "did you mean 'exposed-expert-all-to-all'?"),
+        ("m.step_ms <", "not a CEL expression"),
+    ],
+)
+def test_a_slip_in_a_budget_is_found_before_any_trace_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expect: str, words: str
+) -> None:
+    limits, trace = tmp_path / "b.toml", tmp_path / "run.json"
+    limits.write_text(f'[[budget]]\nname = "a"\nexpect = "{expect}"\n')
+    trace.write_text('{"traceEvents": []}')
+
+    def never(*_: object) -> None:
+        raise AssertionError("read the trace")
+
+    monkeypatch.setattr("moe_advisor.analysis.analyze", never)
+    done = CliRunner().invoke(check, [str(trace), "--budgets", str(limits)])
+    assert isinstance(done.exception, ConfigError), done.exception
+    assert words in str(done.exception)
+
+
+@pytest.mark.parametrize(
+    ("expression", "code", "words"),
+    [
+        ('"launch-bound-host" in findings', 1, "could not be measured (rule launch-bound-host"),
+        ('walls.verdict == "memory"', 1, "could not be measured (the verdict is inconclusive"),
+        ("m.mfu < 0.4", 1, "could not be measured"),
+        ("m.step_ms > 0.0", 1, "is true (step_ms = "),
+        ("m.step_ms < 0.0", 0, ""),
+        ("'no-such-rule' in findings", 2, "there is no rule 'no-such-rule'"),
+    ],
+)
+def test_a_gate_fails_closed_as_a_budget_does(expression: str, code: int, words: str) -> None:
+    result = balanced()
+    rule = msgspec.structs.replace(result.rules[0], id="launch-bound-host", outcome="not_measured")
+    walls = msgspec.structs.replace(result.walls, verdict="inconclusive")
+    missing = MetricValue(status="not_measured", value=None, unit="share", reason="no log")
+    result = msgspec.structs.replace(
+        result, rules=[rule], walls=walls, metrics=result.metrics | {"mfu": missing}
+    )
+    if not code:
+        check_gates(result, [expression])
+        return
+    with pytest.raises(GateFailed if code == 1 else ConfigError) as error:
+        check_gates(result, [expression])
+    assert f"--fail-on {expression!r}" in str(error.value)
+    assert words in str(error.value)
+
+
+def test_two_formats_never_share_a_place(tmp_path: Path) -> None:
+    run, limits = write_run(tmp_path, "expect = 'm.step_ms > 0.0'")
+    common = [run, "--budgets", limits, "--force"]
+    place = str(tmp_path / "x")
+    done = CliRunner().invoke(
+        check, [*common, "--format", f"json={place}", "--format", f"junit={place}"]
+    )
+    assert "two formats would go there" in str(done.exception)
+    done = CliRunner().invoke(check, [*common, "-o", "-"])
+    assert "writes one format to standard output" in str(done.exception)
+    done = CliRunner().invoke(check, [*common, "-o", "-", "--format", "json"])
+    assert json.loads(done.stdout)["passed"]
 
 
 def test_an_expression_of_endless_length_is_refused() -> None:

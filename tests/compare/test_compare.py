@@ -7,7 +7,6 @@ import msgspec
 import pytest
 from click.testing import CliRunner
 
-from moe_advisor.analysis import Options, analyze
 from moe_advisor.cli.compare import compare as command
 from moe_advisor.compare import sides
 from moe_advisor.compare.judge import compare
@@ -19,19 +18,6 @@ from tests.output.result_builder import balanced, one_rank
 
 Traces = Callable[[str], list[Path]]
 NAMES = ("base", "new")
-
-
-@pytest.fixture(scope="session")
-def result(real_trace: Traces) -> Callable[..., Result]:
-    known: dict[tuple[str, str | None], Result] = {}
-
-    def made(name: str, steps: str | None = None) -> Result:
-        if (name, steps) not in known:
-            paths = [str(path) for path in real_trace(name)]
-            known[name, steps] = analyze(paths, Options(steps=steps))
-        return known[name, steps]
-
-    return made
 
 
 def delta(comparison: Comparison, name: str) -> Delta:
@@ -210,6 +196,18 @@ def test_the_gate_fails_on_worse_and_on_what_it_cannot_tell(
     done = CliRunner().invoke(command, [base_file, new_file, "--gate"])
     assert isinstance(done.exception, GateFailed) == fails, done.output
     assert fails or done.exit_code == 0
+
+
+def test_what_noise_could_explain_passes_only_where_it_was_said_to(tmp_path: Path) -> None:
+    base_file = write(tmp_path / "base.json", run_of(100, 130, 70))
+    new_file = write(tmp_path / "new.json", run_of(110, 140, 80))
+    common = [base_file, new_file, "--gate"]
+    assert isinstance(CliRunner().invoke(command, common).exception, GateFailed)
+    assert CliRunner().invoke(command, [*common, "--if-cant-tell", "pass"]).exit_code == 0
+    worse = write(tmp_path / "worse.json", run_of(120, 121, 119))
+    steady = write(tmp_path / "steady.json", run_of(100, 101, 99))
+    done = CliRunner().invoke(command, [steady, worse, "--gate", "--if-cant-tell", "pass"])
+    assert isinstance(done.exception, GateFailed)
 
 
 def test_outputs_that_exist_are_refused_and_unknown_names_get_a_suggestion(tmp_path: Path) -> None:

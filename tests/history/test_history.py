@@ -2,22 +2,29 @@
 
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
+import warnings
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
+from moe_advisor.cli.compare import compare as command
 from moe_advisor.compare.floors import Floor
-from moe_advisor.errors import ConfigError, InputError
+from moe_advisor.errors import ConfigError, GateFailed, InputError, OutputError
 from moe_advisor.history import store
-from moe_advisor.history.trend import change_points
+from moe_advisor.history.trend import change_points, since_change
 from moe_advisor.output import history_html, json_output
-from moe_advisor.result import MetricValue, Result
+from moe_advisor.result import MetricValue, RankValue, Result
 from tests.output.result_builder import balanced
 
 ROOT = Path(__file__).parent.parent.parent
@@ -145,13 +152,121 @@ def test_files_that_are_no_history_are_refused_and_left_alone(tmp_path: Path) ->
     assert not (tmp_path / "none.db").exists()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes read-only files too")
-def test_a_read_only_history_is_one_line(tmp_path: Path) -> None:
+def as_anyone(work: Callable[[], str]) -> str:
+    """What `work` returns, done by a user who may not write what root may."""
+    if os.geteuid() != 0:
+        return work()
+    ours, theirs = os.pipe()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if not child:
+        os.setuid(65534)
+        os.write(theirs, work().encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(theirs)
+    with os.fdopen(ours) as stream:
+        return stream.read()
+
+
+def test_a_read_only_history_can_be_read_and_says_why_it_is_not_written() -> None:
+    folder = Path(tempfile.mkdtemp())  # pytest's own folders are closed to other users
+    try:
+        db = folder / "h.db"
+        store.add(db, balanced(), commit="a")
+        db.chmod(0o444)
+        folder.chmod(0o555)
+        before = db.read_bytes()
+        assert as_anyone(lambda: " ".join(row.commit for row in store.read(db))) == "a"
+
+        def add() -> str:
+            try:
+                return str(store.add(db, balanced(), commit="b"))
+            except InputError as error:
+                return str(error)
+
+        said = as_anyone(add)
+        assert "check the permissions" in said
+        assert "\n" not in said
+        assert db.read_bytes() == before
+    finally:
+        folder.chmod(0o755)
+        shutil.rmtree(folder)
+
+
+def test_a_stored_result_of_a_newer_schema_is_one_line_and_stays(tmp_path: Path) -> None:
     db = tmp_path / "h.db"
-    store.add(db, balanced())
-    db.chmod(0o400)
-    with pytest.raises(InputError, match="permissions"):
-        store.add(db, balanced(), commit="b")
+    store.add(db, balanced(), commit="a")
+    newer = json_output.encode(balanced()).replace(
+        b'"schema_version": "1.0"', b'"schema_version": "2.0"'
+    )
+    with sqlite3.connect(db) as raw:
+        raw.execute("UPDATE run SET result = ?", (zlib.compress(newer),))
+    raw.close()
+    with pytest.raises(InputError, match=r"run 1: written for result schema 2.*update") as error:
+        store.read(db)
+    assert "\n" not in str(error.value)
+    with sqlite3.connect(db) as raw:
+        assert raw.execute("SELECT count(*) FROM run").fetchone() == (1,)
+    raw.close()
+
+
+def with_steps(*steps: float) -> Result:
+    ranks = [RankValue(rank=0, value=sum(steps) / len(steps), steps=list(steps))]
+    metric = MetricValue(
+        status="measured", value=sum(steps) / len(steps), unit="ms/step", per_rank=ranks
+    )
+    result = balanced()
+    return msgspec.structs.replace(result, metrics=result.metrics | {"step_ms": metric})
+
+
+def test_a_baseline_begins_where_the_step_time_changed_last(tmp_path: Path) -> None:
+    """Against all 20 runs, 101 ms would lie within the spread of two levels."""
+    db, new = tmp_path / "h.db", tmp_path / "new.json"
+    noise = (0.1, -0.2, 0.0, 0.2, -0.1, 0.1, 0.0, -0.1, 0.2, -0.2)
+    for number, delta in enumerate(noise):
+        store.add(db, with_steps(110 + delta, 110.2 + delta), commit=f"slow{number}")
+    for number, delta in enumerate(noise):
+        store.add(db, with_steps(100 + delta, 100.2 + delta), commit=f"fast{number}")
+    assert since_change([row.result for row in store.read(db)]) == 10
+    new.write_bytes(json_output.encode(with_steps(106.0, 106.2, 105.9)))
+    done = CliRunner().invoke(command, [str(new), "--baseline", f"{db}:main~20", "--gate"])
+    assert isinstance(done.exception, GateFailed)
+    assert (
+        "10 runs left out: from before the step time changed at run 11, commit fast0" in done.stderr
+    )
+    new.write_bytes(json_output.encode(with_steps(100.0, 100.3, 100.1)))
+    done = CliRunner().invoke(command, [str(new), "--baseline", f"{db}:main~20", "--gate"])
+    assert (done.exit_code, "unchanged" in done.stdout) == (0, True), done.output
+
+
+def test_runs_of_another_profiler_leave_the_baseline(tmp_path: Path) -> None:
+    def of(profiler: str, step_ms: float) -> Result:
+        one = with_steps(step_ms, step_ms + 0.2)
+        run = msgspec.structs.replace(one.run, facts=one.run.facts | {"profiler": profiler})
+        return msgspec.structs.replace(one, run=run)
+
+    db, new = tmp_path / "h.db", tmp_path / "new.json"
+    for number in range(3):
+        store.add(db, of("nsys", 100 + number / 10), commit=f"n{number}")
+        store.add(db, of("torch", 130 + number / 10), commit=f"t{number}")
+    new.write_bytes(json_output.encode(of("nsys", 100.1)))
+    done = CliRunner().invoke(command, [str(new), "--baseline", f"{db}:main", "--gate"])
+    assert done.exit_code == 0, done.output
+    assert "3 runs left out: of another profiler" in done.stderr
+
+
+def test_the_history_itself_is_never_written_over(tmp_path: Path) -> None:
+    db, new = tmp_path / "h.db", tmp_path / "new.json"
+    store.add(db, with_steps(100.0, 100.1))
+    new.write_bytes(json_output.encode(with_steps(100.0, 100.3)))
+    before = db.read_bytes()
+    done = CliRunner().invoke(
+        command, [str(new), "--baseline", f"{db}:main", "--format", f"json={db}", "--force"]
+    )
+    assert isinstance(done.exception, OutputError)
+    assert db.read_bytes() == before
 
 
 def test_a_baseline_is_the_last_runs_of_a_branch_without_the_run_itself(tmp_path: Path) -> None:

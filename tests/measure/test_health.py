@@ -1,15 +1,19 @@
 """Lost records, short ranks, emit_nvtx, slow GPUs and memory levels by the trace's own evidence."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pytest
 
-from moe_advisor.measure.health import gpu_slowness, run_issues
+from moe_advisor.ingest import sources
+from moe_advisor.measure.health import gpu_slowness, run_issues, slow_gpus
 from moe_advisor.measure.partial import RankPartial
 from moe_advisor.measure.rank import measure_rank
 from moe_advisor.measure.summary import summarise
-from moe_advisor.model import MEMORY_SCHEMA, RangeKind
+from moe_advisor.model import MEMORY_SCHEMA, ActivityKind, RangeKind, RankTrace
 from moe_advisor.roles.taxonomy import builtin
 from tests.trace_builder import FLASH, TraceBuilder
 
@@ -72,6 +76,73 @@ def test_a_slow_gpu_takes_longer_for_the_same_kernel_and_grid() -> None:
     assert found[0] == pytest.approx(1.0)
     metric = summarise(ranks, {}).metrics["gpu_slowness"]
     assert (metric.value, metric.basis) == (1.1, "slowest is rank 2")
+
+
+def test_slow_gpus_are_named_with_their_kernels_and_those_within_noise_are_not() -> None:
+    ranks = [partial(rank(n, length)) for n, length in enumerate((50, 51, 55, 50))]
+    (slow,) = slow_gpus(ranks)
+    assert (slow.rank, slow.slowness) == (2, 1.1)
+    assert [(k.name, k.ms, k.peers_ms, k.slowness) for k in slow.kernels] == [
+        (FLASH, 0.055, 0.05, 1.1)
+    ]
+
+
+Traces = Callable[[str], list[Path]]
+
+
+def slowed(trace: RankTrace, factor: float) -> RankTrace:
+    """The trace as a GPU would have run it whose kernels (not NCCL's) take `factor` times longer.
+
+    Whatever follows on a stream moves back by as much as it has to.
+    """
+    table = trace.activities
+    nccl = np.asarray(["nccl" in name for name in trace.names])
+    start, end = table["start_ns"].to_numpy().copy(), table["end_ns"].to_numpy().copy()
+    stretched = (table["kind"].to_numpy() == ActivityKind.KERNEL) & ~nccl[table["name"].to_numpy()]
+    length = np.where(stretched, (end - start) * factor, end - start).astype(np.int64)
+    free: dict[int, int] = {}
+    for row, stream in enumerate(table["stream"].to_list()):
+        start[row] = max(start[row], free.get(stream, 0))
+        free[stream] = start[row] + length[row]
+    changed = table.with_columns(start_ns=start, end_ns=start + length)
+    assert changed["start_ns"].is_sorted()  # no stream was pushed past another
+    return replace(trace, activities=changed)
+
+
+@pytest.mark.parametrize("name", ["nsys/base", "nsys/small"])
+def test_a_real_gpu_made_slower_is_found_and_an_untouched_pair_is_not(
+    real_trace: Traces, name: str
+) -> None:
+    ranks = sources.load(real_trace(name)[0], "nsys-sqlite").ranks
+    names = builtin()
+    as_captured = [measure_rank(one, names).partial for one in ranks]
+    assert slow_gpus(as_captured) == []
+    for slow in (0, 1):
+        slower = measure_rank(slowed(ranks[slow], 1.06), names).partial
+        pair = [slower if n == slow else one for n, one in enumerate(as_captured)]
+        (found,) = slow_gpus(pair)
+        assert found.rank == slow
+        assert found.slowness == pytest.approx(1.06, abs=0.02)
+        assert found.kernels
+
+
+def test_a_kernel_that_begins_before_its_launch_shows_clocks_that_disagree() -> None:
+    b = rank()
+    for at in (810, 820):
+        b.kernel(at, at + 5, FLASH, launch=at + 100)
+    (issue,) = partial(b).issues
+    assert (issue.id, issue.count) == ("clock-skew", 2)
+    assert "50 µs" in issue.message
+
+
+def test_a_step_with_half_of_the_kernels_lost_some() -> None:
+    b = rank(steps=4)
+    b.range(4000, 5000, "iteration 4")
+    for place in range(3):
+        b.kernel(4000 + place * 100, 4050 + place * 100, FLASH, launch=4000 + place * 100)
+    (issue,) = partial(b).issues
+    assert (issue.id, issue.count) == ("uneven-steps", 1)
+    assert "iteration 4: 3" in issue.message
 
 
 def test_one_rank_alone_has_no_peer_to_be_slower_than() -> None:

@@ -13,7 +13,9 @@ from moe_advisor.result import (
     AbsentPart,
     Capture,
     Change,
+    ClockPair,
     CollectiveInstance,
+    CollectiveRate,
     CollectiveView,
     ComputeAbsent,
     Condition,
@@ -22,19 +24,27 @@ from moe_advisor.result import (
     DroppedStep,
     Estimate,
     Evidence,
+    ExpertLoad,
     IdleCause,
     Input,
     Issue,
+    Kernel,
+    Lateness,
+    LayerLoad,
     MetricValue,
+    PlanChange,
     PlanStep,
     RankParts,
     RankSummary,
     RankValue,
     Recommendation,
+    RecomputePart,
     Result,
     Role,
     RuleOutcome,
     Run,
+    SlowGpu,
+    SlowKernel,
     StepPart,
     Steps,
     Timeline,
@@ -44,6 +54,7 @@ from moe_advisor.result import (
     WallPart,
     Walls,
     WhatIf,
+    Why,
 )
 
 HOSTILE = (
@@ -319,6 +330,93 @@ def timeline(steps: int = 12, step_ms: float = 332.66) -> Timeline:
     )
 
 
+def layers(count: int) -> list[dict[str, Any]]:
+    """Each layer a little slower than the one before."""
+    return [
+        {"layer": i, "phase": phase, "forward_ms": ms + i / 10, "backward_ms": 2 * ms}
+        for i in range(count)
+        for phase, ms in (("attention", 0.5), ("dispatch", 11.4), ("expert_gemm", 2.3))
+    ]
+
+
+def grounds(ranks: int, layer_count: int) -> Why:
+    """Bandwidth, late ranks, expert load, a slow GPU, recompute and clocks, of every state."""
+    return Why(
+        rates=[
+            CollectiveRate(
+                family="ep_a2a",
+                kind="all_to_all",
+                ranks=ranks,
+                span="intra-node, by rank numbers",
+                status="measured",
+                count=32.0,
+                gb_per_step=8.59,
+                transfer_ms=181.1,
+                alg_gbps=47.4,
+                bus_gbps=23.7,
+                link_gbps=450.0,
+                link_share=0.0527,
+                remark="24 of 120 are below 1 MiB and not counted in the rate",
+            ),
+            CollectiveRate(
+                family="dp_collective",
+                kind="all_reduce",
+                ranks=None,
+                span="unknown",
+                status="not_measured",
+                count=1.0,
+                gb_per_step=0.79,
+                transfer_ms=None,
+                alg_gbps=None,
+                bus_gbps=None,
+                link_gbps=None,
+                link_share=None,
+                remark=None,
+            ),
+        ],
+        clocks=[
+            ClockPair(rank=1, reference=0, status="measured", offset_us=-0.9, matches=120),
+            ClockPair(rank=2, reference=0, status="not_measured", reason="no match"),
+        ],
+        lateness=[
+            Lateness(
+                family="ep_a2a",
+                group=f"ranks 0 to {ranks - 1}",
+                rank=rank,
+                arrived_last=76,
+                of=101,
+                share=0.752,
+                pattern="sticky",
+                caused_wait_ms=87.6 / (rank + 1),
+                why={"tokens": 86.6 / (rank + 1), "host": 0.3, "unexplained": 0.01},
+            )
+            for rank in range(ranks)
+        ],
+        slow_gpus=[
+            SlowGpu(
+                rank=1,
+                slowness=1.082,
+                kernels=[SlowKernel(name="grouped", ms=0.61, peers_ms=0.56, slowness=1.08)],
+            )
+        ],
+        recompute=[RecomputePart(module="experts", ms=24.9)],
+        experts=[
+            ExpertLoad(
+                rank=rank,
+                gemm_ms=27.2 + rank,
+                rows=65_536.0,
+                tokens_received=1 / ranks,
+                tflops=None if rank else 701.0,
+            )
+            for rank in range(ranks)
+        ],
+        layers=[
+            LayerLoad(layer=i, max_over_mean=1.0 + i / 10, fullest=1, of=1.0)
+            for i in range(layer_count)
+        ],
+    )
+
+
 def collectives(ranks: int, count: int, late: int, wait_ms: float) -> CollectiveView:
     """Everyone waits for the rank `late`, in every second collective."""
     instances = []
@@ -567,9 +665,26 @@ def balanced() -> Result:
             ),
         ],
         collectives=[collectives(2, 24, 0, 0.4)],
-        layers=[{"layer": 0, "forward_ms": 20.1, "backward_ms": 41.0, "recompute_ms": None}],
+        layers=layers(4),
+        why=grounds(2, 4),
+        kernels=[
+            Kernel(role="permute", name="at::native::index_kernel", ms=20.0, count=64.0),
+            Kernel(role="permute", name="", ms=10.0, count=400.0),
+            Kernel(role="expert_gemm", name="cutlass::device_kernel", ms=27.24, count=48.0),
+        ],
         rules=_rules(),
         recommendations=_recommendations(),
+        plan_change=PlanChange(
+            megatron_bridge=["cfg.comm_overlap.overlap_moe_expert_parallel_comm = True"],
+            bridge_overrides=["comm_overlap.overlap_moe_expert_parallel_comm=true"],
+            megatron_lm=["--overlap-moe-expert-parallel-comm", "# remove: --recompute-method"],
+            environment=["export CUDA_DEVICE_MAX_CONNECTIONS=8"],
+            remarks=["a recipe without cfg.comm_overlap needs one first"],
+            checked=12,
+            passed=10,
+            unknown=["needs torch 2.6.0 or newer: give --config FILE, or --set torch_version=X.Y"],
+            broken=["needs virtual pipeline stages: raises"],
+        ),
         plan=[
             PlanStep(
                 rules=["exposed-expert-all-to-all"],
@@ -995,7 +1110,7 @@ def _poison(value: Any, path: tuple[str, ...]) -> Any:
         key = path[-1] if path else ""
         if key in _CLOSED and not (key in ("cause", "source") and "walls" in path):
             return value if key != "source" or path[0] == "steps" else HOSTILE
-        if key == "id" or key == "rule" or key == "rules":
+        if key in ("id", "rule", "rules") or (key == "pattern" and "lateness" in path):
             return value
         return HOSTILE + "x" * 10_000 if key in ("names", "name", "message") else value + HOSTILE
     if isinstance(value, dict):

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.browser
 
 REQUIRED = os.environ.get("MOE_ADVISOR_REQUIRE_BROWSER") == "1"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or "/usr/bin/chromium"
-HEAVY = ("serious", "critical")
+HEAVY = ("moderate", "serious", "critical")
 
 
 def _missing(reason: str) -> None:
@@ -412,3 +412,28 @@ def test_axe_finds_nothing_serious(opened: Any, name: str, scheme: str) -> None:
         if rule["impact"] in HEAVY
     ]
     assert heavy == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_forced_colours_keep_charts_on_the_readers_background(opened: Any, scheme: str) -> None:
+    one = opened("balanced", forced_colors="active", color_scheme=scheme)
+    page = one.js("getComputedStyle(document.body).backgroundColor")
+    ink = one.js("getComputedStyle(document.querySelector('svg.chart .t-muted')).fill")
+    assert one.js("getComputedStyle(document.querySelector('svg.chart')).backgroundColor") in (
+        page,
+        "rgba(0, 0, 0, 0)",
+    )
+    assert ink != page
+    stroke = one.js("getComputedStyle(document.querySelector('svg.chart rect.f-other')).stroke")
+    assert stroke != page
+
+
+def test_columns_of_drawings_are_not_sorted_by(opened: Any) -> None:
+    one = opened("balanced")
+    heads = one.page.locator("#layers thead th")
+    buttons = heads.locator("button").all_inner_texts()
+    assert "Layer" in buttons
+    assert "All phases" not in buttons
+    heads.nth(0).locator("button").click()
+    first = one.page.locator("#layers tbody tr th").first.inner_text()
+    assert first == "3"

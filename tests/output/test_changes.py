@@ -59,6 +59,7 @@ def test_frameworks_come_in_a_fixed_order_with_their_versions() -> None:
     ]
     assert [(diff.title, diff.version) for diff in diffs(changes)] == [
         ("Megatron-Bridge", "until 0.17"),
+        ("Bridge CLI (Hydra)", ""),
         ("Megatron-LM", "since 0.14"),
         ("Environment", ""),
     ]
@@ -66,3 +67,15 @@ def test_frameworks_come_in_a_fixed_order_with_their_versions() -> None:
 
 def test_short_form_shows_both_values() -> None:
     assert short(Change(framework="env", key="A", from_="1", to="8")) == "A: '1' → '8'"
+
+
+def test_a_bridge_setting_is_also_an_override_for_the_command_line() -> None:
+    changes = [Change(framework="megatron-bridge", key="model.a", to=["x", "y"])]
+    python, cli = diffs(changes)
+    assert python.copy == "cfg.model.a = ['x', 'y']\n"
+    assert (cli.title, cli.copy) == ("Bridge CLI (Hydra)", "'model.a=[x,y]'\n")
+
+
+def test_what_is_on_by_default_is_switched_on_by_removing_the_flag_against_it() -> None:
+    diff = _one(framework="megatron-lm", key="--no-overlap-p2p-communication", to=True)
+    assert _lines(diff) == ["- --no-overlap-p2p-communication"]

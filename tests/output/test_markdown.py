@@ -23,7 +23,9 @@ def test_it_fits_a_comment(name: str) -> None:
 
 def test_too_many_recommendations_are_left_out_and_counted() -> None:
     many = [recommendation(f"rule-{i}", i, f"Title {i}", why="word " * 280) for i in range(60)]
-    text = markdown.render(msgspec.structs.replace(balanced(), recommendations=many))
+    text = markdown.render(
+        msgspec.structs.replace(balanced(), recommendations=many, plan_change=None)
+    )
     assert len(text.encode()) <= LARGEST
     left_out = int(re.search(r"_(\d+) more recommendations", text)[1])  # type: ignore[index]
     assert text.count("<details>") == 60 - left_out

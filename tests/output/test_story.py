@@ -122,7 +122,7 @@ def test_unmeasured_tiles_say_why() -> None:
 
 def test_wire_rate_shows_bytes_time_and_link() -> None:
     tile = tile_view.tiles(balanced())[3]
-    assert tile.lines == ("4.29 GB per GPU ÷ 181.1 ms", "5.3 % of NVLink's 450")
+    assert tile.lines == ("4.29 GB/GPU ÷ 181.1 ms", "5.3 % of NVLink's 450")
 
 
 def test_two_level_walls_carry_equal_tags() -> None:

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -64,9 +65,33 @@ def test_two_formats_at_one_path_are_refused() -> None:
         plan([("html", Path("x")), ("json", Path("./x"))], [Path("a")], None)
 
 
-def test_other_kinds_bring_their_endings() -> None:
-    outputs = plan([("parquet", None)], [Path("a.sqlite")], None, endings={"parquet": ".parquet"})
-    assert str(outputs[0].path) == "a.moe.parquet"
+@pytest.mark.parametrize(
+    ("kind", "beside", "inside"),
+    [
+        ("perfetto", "a.moe.perfetto.json", "step.perfetto.json"),
+        ("parquet", "a.moe.parquet", "activities.parquet"),
+        ("csv", "a.moe.csv", "activities.csv"),
+    ],
+)
+def test_trace_kinds_have_places_too(kind: str, beside: str, inside: str) -> None:
+    assert str(plan([(kind, None)], [Path("a.sqlite")], None)[0].path) == beside
+    assert str(plan([(kind, None)], [Path("a.sqlite")], Path("o"))[0].path) == f"o/{inside}"
+
+
+def test_write_takes_a_function_that_fills_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    write(path, lambda file: file.writelines([b"a\n", b"b\n"]))
+    assert path.read_bytes() == b"a\nb\n"
+
+
+def test_a_function_that_fails_leaves_no_file(tmp_path: Path) -> None:
+    def fail(file: IO[bytes]) -> None:
+        file.write(b"half")
+        raise OutputError("stop")
+
+    with pytest.raises(OutputError, match="stop"):
+        write(tmp_path / "a.csv", fail)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_output_is_refused_and_names_force(tmp_path: Path) -> None:

@@ -251,3 +251,46 @@ def test_beside_complete_grouped_gemms_the_other_gemms_are_dense() -> None:
 
     assert built(2) == ["dense_gemm"]
     assert built(1) == ["gemm_unattributed"]  # the experts' weight gradients may be plain GEMMs
+
+
+@pytest.mark.parametrize(("again", "role"), [(2, "dense_gemm"), (1, "gemm_unattributed")])
+def test_ordinary_gemms_under_grouped_linear_ranges_count_as_grouped(again: int, role: str) -> None:
+    b = TraceBuilder()
+    b.range(0, 100, "iteration1")
+    b.range(1, 5, "nvte_multi_tensor_gemm")
+    b.kernel(10, 12, GEMM, launch=2)
+    for n in range(again):
+        b.range(20 + 10 * n, 25 + 10 * n, "nvte_multi_tensor_gemm", tid=2)
+        b.kernel(21 + 10 * n, 24 + 10 * n, GEMM, launch=20.5 + 10 * n, tid=2)
+    b.kernel(60, 62, GEMM, launch=50)
+    assert roles_of(b)[-1] == role
+
+
+def test_the_thread_whose_ranges_cover_most_time_is_the_forward_thread() -> None:
+    """Backward opens more of Transformer Engine's ranges: two GEMMs a layer, not one."""
+    b = TraceBuilder()
+    b.range(0, 100, "iteration1")
+    b.range(1, 2, "nvte_cublas_gemm_v2")
+    b.kernel(3, 4, GEMM, launch=1.5)
+    for start in (20, 30, 40):
+        b.range(start, start + 2, "nvte_cublas_gemm_v2", tid=2)
+        b.kernel(start + 3, start + 4, GEMM, launch=start + 1, tid=2)
+    contexts = assign_roles(b.build(), builtin()).contexts
+    assert contexts.backward.tolist() == [False, True, True, True]
+
+
+@pytest.mark.parametrize(("replayed", "role"), [(True, "ep"), (False, "collective_other")])
+def test_exchanges_around_experts_inside_graphs_are_expert_traffic(
+    replayed: bool, role: str
+) -> None:
+    """Nsight Systems gives NCCL kernels of a CUDA graph no communicator."""
+    b = TraceBuilder()
+    for layer in range(3):
+        at = 100 * layer
+        b.kernel(at, at + 10, FLASH)
+        for start in (at + 20, at + 50):
+            b.kernel(start, start + 10, "ncclDevKernel_SendRecv(x)")["in_graph"] = replayed
+        b.kernel(at + 35, at + 45, GROUPED)
+    found = [one for one in roles_of(b) if one not in ("attention", "expert_gemm")]
+    assert len(found) == 6
+    assert all(one.startswith(role) for one in found)

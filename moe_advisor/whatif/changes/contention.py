@@ -1,5 +1,6 @@
 """What work costs that runs beside communication."""
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,10 @@ from moe_advisor.whatif.changes.edit import (
 )
 from moe_advisor.whatif.model import Ints, Items, StepModel
 
+STATIC_SCHEDULE = re.compile(r"cutlass.{0,4}device_kernel")
+"""Persistent kernels that deal out their tiles beforehand, by name (also mangled): CUTLASS 3, which
+PyTorch's grouped GEMM is. cuBLAS's and cuDNN's hand tiles to whichever block is free."""
+
 
 def contended(
     before: StepModel,
@@ -23,12 +28,13 @@ def contended(
 ) -> StepModel:
     """`model` with what runs beside moved communication slowed; times are those of `model`.
 
-    A GEMM that fills the GPU exactly once runs its left-over blocks after the others as soon as
-    communication holds a single SM; one with many waves slows by the share of SMs held. Memory
-    bound kernels and the wire itself share the memory's bandwidth. Slowdowns count only for the
-    time that both are there.
+    A GEMM whose tiles are dealt out beforehand and that fills the GPU exactly once runs its
+    left-over blocks after the others as soon as communication holds a single SM; every other one
+    slows by the share of SMs held. Memory bound kernels share the memory's bandwidth with the wire,
+    which is slower beside compute itself. Slowdowns count only while both are there.
     """
     weight = (2.0, 1.0, 0.0)[case]
+    static = [n for n, name in enumerate(model.names) if STATIC_SCHEDULE.search(name)]
     lanes = []
     sms = model.calibration.sm_count
     for lane, original, start, end in zip(model.lanes, before.lanes, starts, ends, strict=True):
@@ -41,14 +47,15 @@ def contended(
         held = int(np.clip(np.median(items.blocks[wire]), 1, sms - 1))
         duration, transfer = items.duration_ns.copy(), items.transfer_ns.copy()
         resident = union(start[wire], end[wire])
-        busy = (items.stream < side) & items.has_role(*COMPUTE)
+        busy = items.has_role(*COMPUTE)
         heavy = busy & items.has_role(*GEMMS, Role.ATTENTION) & (items.blocks > 0)
-        rows = np.flatnonzero(heavy)
         # Overlap is counted over the undisturbed duration: the rest of it is the slowdown.
-        covered = resident.within(start[rows], start[rows] + items.duration_ns[rows])
+        undisturbed = start + items.duration_ns
+        rows = np.flatnonzero(heavy)
+        covered = resident.within(start[rows], undisturbed[rows])
         waves = np.ceil(items.blocks[rows] / sms)
         slow = np.where(
-            waves <= calibrate.QUANTISED_WAVES,
+            (waves <= calibrate.QUANTISED_WAVES) & np.isin(items.name[rows], static),
             np.ceil(items.blocks[rows] / (sms - held)) / waves,
             sms / (sms - held),
         )
@@ -56,13 +63,22 @@ def contended(
         share = weight * _memory_share(items, wire, model)
         if share > 0:
             rows = np.flatnonzero(busy & ~heavy)
-            covered = resident.within(start[rows], start[rows] + items.duration_ns[rows])
+            covered = resident.within(start[rows], undisturbed[rows])
             duration[rows] += (share * covered).astype(np.int64)
-            computing = union(start[busy], end[busy])
-            rows = np.flatnonzero(wire)
-            covered = computing.within(start[rows], start[rows] + items.transfer_ns[rows])
-            transfer[rows] += (share * covered).astype(np.int64)
-            duration[rows] += (share * covered).astype(np.int64)
+        computing = union(start[busy], end[busy])
+        rows = np.flatnonzero(wire)
+        covered = computing.within(start[rows], start[rows] + items.transfer_ns[rows])
+        longer = (calibrate.WIRE_BESIDE_COMPUTE[case] * covered).astype(np.int64)
+        transfer[rows] += longer
+        duration[rows] += longer
+        # Two streams of compute share one GPU: what one takes, the other loses.
+        aside = busy & (items.stream >= side)
+        if aside.any():
+            for mine, others in ((aside, busy & ~aside), (busy & ~aside, aside)):
+                rows = np.flatnonzero(mine)
+                taken = union(start[others], undisturbed[others])
+                covered = taken.within(start[rows], undisturbed[rows])
+                duration[rows] += (calibrate.SHARED_GPU[case] * covered).astype(np.int64)
         lanes.append(lane.with_items(duration_ns=duration, transfer_ns=transfer))
     return model.with_lanes(tuple(lanes))
 

@@ -110,8 +110,7 @@ def _dispatch_wire_ns(
     rate = min(rate, float(nvlink))
     copied = tokens * copies / rate
     over_link = tokens * crossing / max(rate_now, 1e-9)
-    new = np.maximum(copied, over_link) + model.calibration.wire_floor_ns
     if rate_now < calibrate.SLOW_LINK_SHARE * nvlink:
-        saved = calibrate.SLOW_LINK_SAVED[case]
-        new = saved * new + (1.0 - saved) * items.transfer_ns
+        over_link = over_link / calibrate.SLOW_LINK_RATE[case]
+    new = np.maximum(copied, over_link) + model.calibration.wire_floor_ns
     return np.where(known, new, items.transfer_ns).astype(np.int64)

@@ -107,6 +107,18 @@ def require(condition: bool, reason: str) -> None:
         raise NotApplicableError(reason)
 
 
+def require_room(context: Context, share: float, what: str) -> None:
+    """Raises NotApplicableError unless `share` of the memory peak is free, where both are known."""
+    headroom = context.metrics.get("memory_headroom_gib")
+    peak = context.metrics.get("memory_peak_gib")
+    if headroom is None or peak is None:
+        return
+    require(
+        headroom > share * peak,
+        f"{headroom:.1f} GiB of headroom beside a peak of {peak:.1f} GiB don't hold {what}",
+    )
+
+
 def blend(low: float, high: float, case: Case) -> float:
     """low, the middle or high."""
     return (low, (low + high) / 2, high)[case]

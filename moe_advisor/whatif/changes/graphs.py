@@ -8,7 +8,14 @@ from numpy.typing import NDArray
 from moe_advisor.roles.roles import COMPUTE, GEMMS, Role
 from moe_advisor.whatif import calibrate
 from moe_advisor.whatif.blocks import find_blocks
-from moe_advisor.whatif.changes.edit import Ask, Case, blend, require, without_waits
+from moe_advisor.whatif.changes.edit import (
+    Ask,
+    Case,
+    blend,
+    require,
+    require_room,
+    without_waits,
+)
 from moe_advisor.whatif.model import NEVER_LATE, Flags, Ints, Items, Lane, StepModel
 
 
@@ -25,6 +32,7 @@ def cuda_graphs(model: StepModel, ask: Ask) -> StepModel:
         "full" in scopes or not share or share < calibrate.GRAPHED_ALREADY,
         f"{share or 0:.0%} of the kernels are launched by CUDA graphs already",
     )
+    require_room(ask.context, calibrate.GRAPH_MEMORY_SHARE, "the graphs' static buffers")
     lanes = []
     for lane in model.lanes:
         # A graph of the whole step needs static shapes, and with them nothing to wait for.

@@ -4,8 +4,17 @@ import numpy as np
 
 from moe_advisor.roles.roles import Role
 from moe_advisor.whatif import calibrate
-from moe_advisor.whatif.changes.edit import Ask, Case, each, require, select, without_waits
-from moe_advisor.whatif.model import NO_ITEM, Lane, StepModel
+from moe_advisor.whatif.blocks import PAYLOAD, find_blocks
+from moe_advisor.whatif.changes.edit import (
+    Ask,
+    Case,
+    each,
+    require,
+    require_room,
+    select,
+    without_waits,
+)
+from moe_advisor.whatif.model import NO_ITEM, Flags, Items, Lane, StepModel
 
 
 def host_syncs(model: StepModel, ask: Ask) -> StepModel:
@@ -27,34 +36,78 @@ def host_syncs(model: StepModel, ask: Ask) -> StepModel:
     return model.with_lanes(tuple(lanes))
 
 
-def recompute(model: StepModel, ask: Ask) -> StepModel:
-    """Forward work that runs again inside backward goes: all of it, or all but attention."""
-    target = ask.value or "none"
+RECOMPUTED = ("core_attn", "moe_act", "layernorm", "moe")
+"""Megatron-Core's `recompute_modules` whose kernels can be told; `selective` alone is core_attn."""
+
+
+def _modules(value: str) -> frozenset[str]:
+    """The modules that are still recomputed; NotApplicableError for unknown ones."""
+    if value == "none":
+        return frozenset()
+    modules = {"core_attn" if one == "selective" else one for one in value.split(",")}
     require(
-        target in ("none", "selective"), f"recompute={ask.value}: the value is none or selective"
+        modules <= set(RECOMPUTED),
+        f"recompute={value}: the value is none, selective or modules of {', '.join(RECOMPUTED)}",
     )
+    return frozenset(modules)
+
+
+def _of_modules(items: Items, modules: frozenset[str]) -> Flags:
+    """Which recomputed items belong to one of `modules`."""
+    found: Flags = np.zeros(len(items), np.bool_)
+    if "core_attn" in modules:
+        found |= _core_attention(items)
+    if "moe_act" in modules:
+        found |= items.has_role(Role.ACTIVATION)
+    if "layernorm" in modules:
+        found |= items.has_role(Role.NORM)
+    if "moe" in modules:
+        for block in find_blocks(items):
+            found[block.begin : block.end] |= block.recompute
+    return found
+
+
+def _core_attention(items: Items) -> Flags:
+    """Per recomputed layer all from the first to the last attention kernel.
+
+    Unfused attention scales, masks and drops between its products.
+    """
+    found: Flags = np.zeros(len(items), np.bool_)
+    rows = np.flatnonzero(items.recompute & items.has_role(Role.ATTENTION))
+    if not len(rows):
+        return found
+    ends = np.flatnonzero(~items.recompute | items.has_role(*PAYLOAD, Role.EXPERT_GEMM))
+    layer = np.searchsorted(ends, rows)
+    for number in np.unique(layer).tolist():
+        mine = rows[layer == number]
+        found[mine[0] : mine[-1] + 1] = True
+    return found
+
+
+def recompute(model: StepModel, ask: Ask) -> StepModel:
+    """Forward work that runs again inside backward goes: all of it, or all but some modules'."""
+    target = ask.value or "none"
+    modules = _modules(target)
     require(
         any(lane.items.recompute.any() for lane in model.lanes),
         "no forward work runs again inside backward",
     )
-    headroom = ask.context.metrics.get("memory_headroom_gib")
-    peak = ask.context.metrics.get("memory_peak_gib")
-    if target == "none" and headroom is not None and peak is not None:
-        require(
-            headroom > calibrate.ACTIVATION_GROWTH[0] * peak,
-            f"{headroom:.1f} GiB of headroom beside a peak of {peak:.1f} GiB don't hold the "
-            "activations that recompute saves",
-        )
     drops = []
     dropped: set[int] = set()
     for lane in model.lanes:
         items = lane.items
-        drop = items.recompute.copy()
-        if target == "selective":
-            drop &= ~items.has_role(Role.ATTENTION)
+        drop = items.recompute & ~_of_modules(items, modules)
         drops.append(drop)
         dropped |= set(items.collective[drop].tolist())
     dropped.discard(NO_ITEM)
+    # What is no longer recomputed is kept: in proportion to its time, for want of its sizes.
+    left = sum(
+        int(lane.items.duration_ns[drop].sum())
+        for lane, drop in zip(model.lanes, drops, strict=True)
+    )
+    whole = sum(int(i.duration_ns[i.recompute].sum()) for i in (one.items for one in model.lanes))
+    share = calibrate.ACTIVATION_GROWTH[0] * left / max(whole, 1)
+    require_room(ask.context, share, "the activations that recompute saves")
     lanes = []
     for lane, drop in zip(model.lanes, drops, strict=True):
         gone = drop | np.isin(lane.items.collective, sorted(dropped))

@@ -1,0 +1,20 @@
+"""Keeps the C library from holding on to memory that large tables have given back."""
+
+import ctypes
+import sys
+
+_M_ARENA_MAX = -8  # malloc.h of glibc
+
+
+def use_one_arena() -> None:
+    """Lets all threads of this program allocate from one heap.
+
+    With a heap for each thread, glibc keeps what one thread freed from the others: measuring two
+    ranks of a 465 MB export side by side took 0.1 GB more, and longer. For programs only: a library
+    must not decide this for its host. Without glibc nothing happens.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt:
+        mallopt(_M_ARENA_MAX, 1)

@@ -1,0 +1,27 @@
+"""Columns of small codes: the same answers as sorting them would give."""
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from moe_advisor.codes import among, compact, distinct
+
+CODES = arrays.arrays(np.uint32, st.integers(0, 30), elements=st.integers(0, 500))
+
+
+@given(CODES)
+def test_distinct_values_are_those_of_a_sort(codes: np.ndarray) -> None:
+    assert distinct(codes) == np.unique(codes).tolist()
+
+
+@given(CODES, st.lists(st.integers(0, 600), max_size=5))
+def test_among_is_membership(codes: np.ndarray, wanted: list[int]) -> None:
+    assert among(codes, wanted).tolist() == [code in wanted for code in codes.tolist()]
+
+
+@given(CODES)
+def test_compact_codes_lead_back_to_the_values(codes: np.ndarray) -> None:
+    values, place = compact(codes)
+    assert values.tolist() == sorted(set(codes.tolist()))
+    assert values[place].tolist() == codes.tolist()

@@ -1,0 +1,70 @@
+"""The validation page is what the pairs, the captures and the step tables give."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+BENCHMARKS = ROOT / "benchmarks"
+DOCUMENT = yaml.safe_load((BENCHMARKS / "whatif_pairs.yaml").read_text(encoding="utf-8"))
+RESULTS = json.loads((BENCHMARKS / "whatif_results.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def validate() -> dict[str, Any]:
+    sys.path.insert(0, str(BENCHMARKS))
+    try:
+        return runpy.run_path(str(BENCHMARKS / "validate_whatif.py"))
+    finally:
+        sys.path.remove(str(BENCHMARKS))
+
+
+@pytest.fixture(scope="module")
+def tables(validate: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return validate["Captures"]([], tmp_path_factory.mktemp("scratch"))
+
+
+def tabled() -> list[dict[str, Any]]:
+    steps = ROOT / "tests" / "fixtures" / "steps"
+    names = {path.name for path in steps.iterdir()}
+    return [
+        pair
+        for pair in DOCUMENT["pairs"]
+        if f"{pair['capture'].replace('/', '_')}.step.xz" in names
+    ]
+
+
+@pytest.mark.parametrize("pair", tabled(), ids=lambda pair: f"{pair['capture']} {pair['change']}")
+def test_a_step_table_gives_the_published_prediction(
+    validate: dict[str, Any], tables: Any, pair: dict[str, Any]
+) -> None:
+    published = RESULTS["pairs"][f"{pair['capture']} {pair['change']}"]
+    assert validate["predict"](tables, pair) == pytest.approx(published, abs=2e-4)
+
+
+def test_every_pair_is_on_the_page_and_most_hit(validate: dict[str, Any]) -> None:
+    page = (ROOT / "docs" / "validation.md").read_text(encoding="utf-8")
+    rows = RESULTS["pairs"]
+    assert set(rows) == {f"{one['capture']} {one['change']}" for one in DOCUMENT["pairs"]}
+    assert page.count("| hit |") == sum(row["verdict"] == "hit" for row in rows.values())
+    assert page.count("| miss: ") == sum(row["verdict"] != "hit" for row in rows.values())
+    for row in RESULTS["replays"].values():
+        assert row["error"] <= 0.02
+        assert row["unexplained"] <= 0.05
+
+
+def test_a_prediction_is_judged_by_the_issues_demands(validate: dict[str, Any]) -> None:
+    judged = validate["judged"]
+    row = {"measured": 0.10, "low": 0.06, "expected": 0.09, "high": 0.13}
+    assert judged(row, None) == "hit"
+    assert judged({**row, "high": 0.095}, None) == "miss: outside the range"
+    assert judged({**row, "measured": -0.05}, None) == (
+        "miss: outside the range, wrong sign, expected is too far off"
+    )
+    assert judged({**row, "high": 0.30}, None) == "miss: range too wide"
+    assert judged({**row, "expected": 0.06, "low": 0.05}, [0.05, 0.2]) == "hit"
