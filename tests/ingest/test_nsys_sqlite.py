@@ -567,6 +567,9 @@ def test_rows_before_the_damage_are_kept(tmp_path: Path) -> None:
 # --- real captures ------------------------------------------------------------------------------
 
 
+CUT_TO_ONE_RANK = {"mcore_te_fp8.sqlite.xz"}
+
+
 @pytest.mark.parametrize(
     "packed", sorted(FIXTURES.glob("**/*.sqlite.xz")), ids=lambda path: path.name
 )
@@ -575,7 +578,9 @@ def test_real_captures_join_every_activity_and_leak_nothing(packed: Path, tmp_pa
     path.write_bytes(lzma.decompress(packed.read_bytes()))
     loaded = nsys_sqlite.load(path)
     assert loaded.info.producer == "Nsight Systems 2025.3.2"
-    assert [rank.rank for rank in loaded.ranks] == [0, 1]
+    assert [rank.rank for rank in loaded.ranks] == [0, 1][
+        : 1 if packed.name in CUT_TO_ONE_RANK else 2
+    ]
     for rank in loaded.ranks:
         assert (rank.activities["call"] != NONE).all()
         nccl = [code for code, name in enumerate(rank.names) if name.startswith("ncclDevKernel")]
