@@ -2,7 +2,8 @@
 
 python .ci/supply_chain.py lock            # writes requirements.lock (needs pip-tools)
 python .ci/supply_chain.py licences        # writes docs/dependencies.md; --check compares
-python .ci/supply_chain.py audit           # known vulnerabilities (needs pip-audit, network)
+python .ci/supply_chain.py audit           # known vulnerabilities (needs pip-audit and an index
+                                           # that knows them, as the public one does)
 """
 
 import argparse
@@ -17,7 +18,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 LOCK = ROOT / "requirements.lock"
 PAGE = ROOT / "docs" / "dependencies.md"
-EXTRAS = ("test", "dask", "remote")
+EXTRAS = ("test", "docs", "dask", "remote")
+TOOLS = ("build", "hatchling", "twine")
+"""What CI builds and checks the distributions with; not needed by what they hold."""
 NEVER_ADDRESSES = ("--no-emit-index-url", "--no-emit-trusted-host", "--no-emit-find-links")
 PERMISSIVE = re.compile(
     r"MIT|BSD|Apache|Python Software Foundation|PSF|ISC|Zlib|0BSD|CC0|Unlicense|MPL-2\.0|"
@@ -37,9 +40,10 @@ def lock() -> int:
     extras = [part for extra in EXTRAS for part in ("--extra", extra)]
     command = [
         program, "--quiet", "--generate-hashes", *NEVER_ADDRESSES, "--allow-unsafe",
-        "--strip-extras", *extras, "--output-file", LOCK.name, "pyproject.toml",
+        "--strip-extras", *extras, "--output-file", LOCK.name, "pyproject.toml", "-",
     ]  # fmt: skip
-    return subprocess.run(command, cwd=ROOT, check=False).returncode
+    tools = "".join(f"{name}\n" for name in TOOLS)
+    return subprocess.run(command, cwd=ROOT, input=tools, text=True, check=False).returncode
 
 
 def _normal(name: str) -> str:

@@ -12,7 +12,7 @@ import json
 import lzma
 import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -46,7 +46,8 @@ def save(model: StepModel, summary: Summary, path: Path) -> None:
     for at, lane in enumerate(model.lanes):
         for table, kind in TABLES:
             for one in fields(kind):
-                values = getattr(getattr(lane, table), one.name)
+                rows = _remainders(lane.items) if table == "items" else getattr(lane, table)
+                values = getattr(rows, one.name)
                 values = number[values] if (table, one.name) == ("items", "name") else values
                 columns[f"{at}.{table}.{one.name}"] = _small(values)
     scalars = ("rank", "step", "host_start_ns", "step_ns", "offset_ns")
@@ -70,7 +71,7 @@ def save(model: StepModel, summary: Summary, path: Path) -> None:
     raw = io.BytesIO()
     np.savez(raw, **columns)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(lzma.compress(raw.getvalue(), preset=9))
+    path.write_bytes(lzma.compress(raw.getvalue(), preset=9 | lzma.PRESET_EXTREME))
 
 
 def load(path: Path) -> tuple[StepModel, Summary]:
@@ -86,6 +87,7 @@ def load(path: Path) -> tuple[StepModel, Summary]:
             tables[table] = kind(
                 **{k: v if v.dtype == np.bool_ else v.astype(np.int64) for k, v in found.items()}
             )
+        tables["items"] = _whole(tables["items"])
         lanes.append(Lane(**scalars, **tables))
     model = StepModel(
         tuple(lanes),
@@ -102,8 +104,40 @@ def load(path: Path) -> tuple[StepModel, Summary]:
     return model, cast("Summary", SimpleNamespace(metrics=metrics))
 
 
+def _remainders(items: Items) -> Items:
+    """The items with launches, starts and transfers as what other columns don't foretell.
+
+    A launch follows the one before by the host's time, a start the stream or the launch, and a
+    transfer is most often the whole duration: the rest is mostly zero and takes half the space.
+    """
+    launch = np.diff(items.launch_ns, prepend=0) - items.host_ns
+    foretold, end = np.zeros(len(items), np.int64), dict[int, int]()
+    for at, stream in enumerate(items.stream.tolist()):
+        foretold[at] = _foretold(items, at, int(items.launch_ns[at]), end.get(stream, 0))
+        end[stream] = int(items.start_ns[at] + items.duration_ns[at])
+    start = items.start_ns - foretold
+    transfer = items.transfer_ns - items.duration_ns
+    return replace(items, launch_ns=launch, start_ns=start, transfer_ns=transfer)
+
+
+def _whole(items: Items) -> Items:
+    """What `_remainders` was made of."""
+    launch = np.cumsum(items.launch_ns + items.host_ns)
+    start, end = np.zeros(len(items), np.int64), dict[int, int]()
+    for at, stream in enumerate(items.stream.tolist()):
+        foretold = _foretold(items, at, int(launch[at]), end.get(stream, 0))
+        start[at] = foretold + items.start_ns[at]
+        end[stream] = int(start[at] + items.duration_ns[at])
+    transfer = items.transfer_ns + items.duration_ns
+    return replace(items, launch_ns=launch, start_ns=start, transfer_ns=transfer)
+
+
+def _foretold(items: Items, at: int, launch_ns: int, stream_end_ns: int) -> int:
+    return max(stream_end_ns + int(items.gap_ns[at]), launch_ns + int(items.latency_ns[at]))
+
+
 def _small(values: Any) -> Any:
-    """The values in the smallest integers that hold them; times compress no further."""
+    """The values in the smallest integers that hold them."""
     if values.dtype == np.bool_ or not len(values):
         return values
     for kind in (np.int8, np.int16, np.int32):

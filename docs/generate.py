@@ -468,16 +468,16 @@ def readme() -> str:
     found: dict[tuple[str, str], list[str]] = {}
     for line in validation.splitlines():
         cells = [one.strip() for one in line.strip("|").split("|")]
-        if len(cells) == 8 and cells[1] in {row[1] for row in PAIRS}:
+        if len(cells) == 10 and cells[-1].startswith(("hit", "miss")):
             found.setdefault((cells[0].split()[0], cells[1]), cells)
     rows = []
     for capture, change, words, verdict in PAIRS:
-        _, _, _, measured, low, expected, high, outcome = found[capture, change]
+        _, _, _, measured, low, expected, high, _, _, outcome = found[capture, change]
         predicted = f"{expected} ({low} to {high})".replace(" %", "")
         result = "hit" if outcome == "hit" else "**miss**"
         row = (words, verdict, code(change), predicted, measured.split(" ")[0], result)
         rows.append(row)
-    misses = [row for row in found.values() if row[7].startswith("miss")]
+    misses = [row for row in found.values() if row[-1].startswith("miss")]
     head = ("run", "verdict", "change", "predicted, % of the step", "measured", "")
     summary = re.search(r"^\*\*[^*]*pairs hit[^*]*\*\*", validation, re.MULTILINE)
     lines = [START, "", *table(head, rows), "", summary[0] if summary else ""]

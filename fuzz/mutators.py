@@ -126,6 +126,66 @@ def _everywhere(tree: Any, key: str, value: Any, pick: Pick) -> None:
                 node[key] = value
 
 
+def mutate_values(tree: Any, pick: Pick, donor: Any) -> Any:
+    """`tree` changed at one to four spots so that every value keeps its type; returned.
+
+    What a schema allows stays likely to be allowed: texts come from the same key elsewhere.
+    """
+    pool: dict[Any, list[Any]] = {}
+    for node, key in [*_places(tree), *_places(donor)]:
+        pool.setdefault(key if isinstance(key, str) else None, []).append(node[key])
+    for _ in range(1 + pick(4)):
+        spot = _deep(tree, pick)
+        if spot is None:
+            return tree
+        node, key = spot
+        value = node[key]
+        if isinstance(value, bool):
+            node[key] = not value
+        elif isinstance(value, int | float):
+            node[key] = _number_like(value, pick)
+        elif isinstance(value, list) and value:
+            kind = pick(4)
+            if kind == 0:
+                del value[pick(len(value)) :]
+            elif kind == 1:
+                value.append(json.loads(json.dumps(pick_from(pick, value))))
+            elif kind == 2:
+                value.reverse()
+            else:
+                del value[pick(len(value))]
+        elif isinstance(value, dict) and value and pick(3) == 0:
+            del value[pick_from(pick, list(value))]
+        elif isinstance(value, str) and isinstance(node, dict) and pick(4) == 0:
+            node[key] = str(pick_from(pick, TEXTS))
+        else:
+            same = [one for one in pool.get(key, ()) if type(one) is type(value) or value is None]
+            if same:
+                node[key] = json.loads(json.dumps(pick_from(pick, same)))
+    return tree
+
+
+def _deep(tree: Any, pick: Pick) -> tuple[Any, Any] | None:
+    """A random place, as deep as the walk goes: a schema's outer places are few."""
+    node, found = tree, None
+    while isinstance(node, dict | list) and node:
+        key = pick_from(pick, list(node) if isinstance(node, dict) else range(len(node)))
+        found = (node, key)
+        if pick(8) == 0:
+            break
+        node = node[key]
+    return found
+
+
+def _number_like(value: int | float, pick: Pick) -> int | float:
+    """Another number of the same type."""
+    if isinstance(value, int):
+        whole = [one for one in NUMBERS if isinstance(one, int)]
+        return pick_from(pick, (value + 1, -value, 0, value * 1000, pick_from(pick, whole)))
+    real = [float(one) for one in NUMBERS if abs(one) < 10**300]
+    return pick_from(pick, (value * 2, -value, value / 7, 0.0, pick_from(pick, real)))
+
+
 # --- tables: {table: {"columns": {name: type}, "rows": [[cell]]}} --------------------------------
 
 

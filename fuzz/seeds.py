@@ -173,6 +173,18 @@ scope = "rank"
 message = "slower"
 if_not_measured = "pass"
 """
+EXPECTATIONS = (
+    "m.step_ms <= 150.0", "m.ep_a2a_exposed_share < 0.3 && m.host_gap_ms > 0.01",
+    "m.step_ms <= m.gpu_busy_ms * 2.0 || walls.verdict == 'communication'",
+    "walls.verdict != 'inconclusive'", "walls.limiter == 'memory' || walls.margin > 0.1",
+    "walls.memory_score < 0.9", "!('ineffective-ep-overlap' in findings)", "findings.size() <= 3",
+    "findings.all(one, one != 'ineffective-grouped-gemm')", "capture.complete",
+    "capture.issues.size() == 0", "c.num_moe_experts >= 8 && c.moe_router_topk == 2",
+    "hw.memory_gib > 70.0", "t.profiler == 'torch'", "m.memory_peak_gib < hw.memory_gib * 0.9",
+)  # fmt: skip
+"""What budgets demand, of every kind there is; some name what a run does not hold."""
+
+
 TAXONOMY = b"""\
 kernels:
   - id: own

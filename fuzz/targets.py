@@ -12,6 +12,7 @@ import re
 import shutil
 import sqlite3
 import tempfile
+import tomllib
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
@@ -353,6 +354,69 @@ def _run_log(data: bytes, folder: Path) -> None:
         demand(value is None or (math.isfinite(value) and value > 0), f"a figure of {value}")
 
 
+_EVERY_CHOICE = {
+    "level": ("error", "warn"),
+    "scope": ("run", "rank", "step"),
+    "if_not_measured": ("fail", "pass"),
+}
+
+
+def _toml(rows: list[dict[str, str]]) -> bytes:
+    lines = []
+    for row in rows:
+        lines += ["[[budget]]", *(f"{key} = {json.dumps(value)}" for key, value in row.items()), ""]
+    return "\n".join(lines).encode("utf-8", "replace")
+
+
+@cache
+def _budget_seeds() -> list[bytes]:
+    rows = [
+        {
+            "name": f"budget-{number}",
+            "expect": text,
+            **{key: words[number % len(words)] for key, words in _EVERY_CHOICE.items()},
+        }
+        for number, text in enumerate(seeds.EXPECTATIONS)
+    ]
+    return [seeds.BUDGETS, *(_toml(rows[at : at + 3]) for at in range(0, len(rows), 3))]
+
+
+def _budgets(data: bytes, pick: m.Pick, donor: bytes) -> bytes:
+    """Mostly budgets that can be judged: other expressions, metrics, numbers, scopes."""
+    from moe_advisor.measure.registry import METRICS
+
+    try:
+        if pick(6) == 0:
+            raise ValueError
+        rows = [dict(row) for row in tomllib.loads(data.decode())["budget"]]
+    except (ValueError, KeyError, TypeError):
+        return _text(data, pick, donor)
+    for number, row in enumerate(rows):
+        key = m.pick_from(pick, sorted(_EVERY_CHOICE))
+        row[key] = m.pick_from(pick, _EVERY_CHOICE[key])
+        expect = str(row.get("expect", ""))
+        kind = pick(6)
+        if kind == 0:
+            expect = m.pick_from(pick, seeds.EXPECTATIONS)
+        elif kind == 1:
+            metric = m.pick_from(pick, sorted(METRICS))
+            expect = re.sub(r"m\.\w+", f"m.{metric}", expect, count=1)
+        elif kind == 2:
+            figure = m.pick_from(pick, ("0.0", "-1.0", "1e300", "0.5", "m.step_ms", "(1.0 / 0.0)"))
+            expect = re.sub(r"\d+\.\d+", figure, expect, count=1)
+        elif kind == 3:
+            sign = m.pick_from(pick, ("<", "<=", ">", ">=", "==", "!="))
+            expect = re.sub(r"[<>=!]=|[<>]", sign, expect, count=1)
+        elif kind == 4:
+            other = m.pick_from(pick, seeds.EXPECTATIONS)
+            expect = f"({expect}) {m.pick_from(pick, ('&&', '||'))} !({other})"
+        else:
+            row["message"] = str(m.pick_from(pick, m.TEXTS))
+        row["expect"] = expect[:1000]
+        row["name"] = f"budget-{number}"
+    return _toml(rows)
+
+
 def _run_budgets(data: bytes, folder: Path) -> None:
     from moe_advisor.budgets import judge, load
 
@@ -360,7 +424,12 @@ def _run_budgets(data: bytes, folder: Path) -> None:
     path.write_bytes(data)
     budgets = load.load(path)
     judge.validate(budgets)
-    judge.judge(budgets, _results()[0])
+    for result in _results():
+        judged = judge.judge(budgets, result, _sandbox())
+        demand([one.budget for one in judged] == list(budgets), "a budget is not judged")
+        for one in judged:
+            demand(one.outcome == "pass" or bool(one.detail), "a missed budget without a reason")
+            demand(one.outcome != "pass" or not one.where, "a pass that names where it failed")
 
 
 def _run_taxonomy(data: bytes, folder: Path) -> None:
@@ -383,19 +452,43 @@ def _results() -> list[Result]:
         return [first, analysis.analyze([str(two_steps().write(Path(folder) / "a.sqlite"))])]
 
 
+@cache
 def _result_seeds() -> list[bytes]:
+    from moe_advisor import analysis
     from moe_advisor.output import json_output
 
-    return [json_output.encode(result) for result in _results()]
+    found = list(_results())
+    for data in seeds.kineto()[2:]:  # pieces of real ones, with models, layers and groups
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "trace.json"
+            path.write_bytes(data)
+            found.append(analysis.analyze([str(path)]))
+    return [json_output.encode(result) for result in found]
+
+
+def _result(data: bytes, pick: m.Pick, donor: bytes) -> bytes:
+    """Mostly results that still fit the schema."""
+    try:
+        if pick(6) == 0:
+            raise ValueError
+        return json.dumps(m.mutate_values(json.loads(data), pick, json.loads(donor))).encode()
+    except (ValueError, RecursionError, OverflowError):
+        return _json_tree(data, pick, donor)
 
 
 def _run_result(data: bytes, _: Path) -> None:
+    from moe_advisor.cli.outputs import render_one
     from moe_advisor.compare.judge import compare
     from moe_advisor.output import json_output
 
     result = json_output.decode(data)
-    render_all(result)
-    compare([result], [_results()[0]], ("a", "b"))
+    again = json_output.encode(result)
+    demand(json_output.encode(json_output.decode(again)) == again, "result changes when read again")
+    digest = hashlib.sha256(data).digest()[0]
+    kinds = ("html",) if digest % RENDER_ONE_IN == 0 else ("markdown", "junit", "text")
+    for kind in kinds:
+        demand("\x1b" not in str(render_one(result, kind)), f"{kind} holds an escape character")
+    compare([result], [_results()[digest % 2]], ("a", "b"))
 
 
 def _scrub_seeds() -> list[bytes]:
@@ -428,9 +521,9 @@ TARGETS: dict[str, Target] = {
     "expression": Target(seeds.expressions, _text, _run_expression),
     "config": Target(lambda: [seeds.BRIDGE, seeds.DUMP, seeds.COMMAND], _text, _run_config),
     "log": Target(lambda: [seeds.LOG, seeds.LOG + seeds.DUMP], _text, _run_log),
-    "budgets": Target(lambda: [seeds.BUDGETS], _text, _run_budgets),
+    "budgets": Target(_budget_seeds, _budgets, _run_budgets),
     "taxonomy": Target(lambda: [seeds.TAXONOMY], _text, _run_taxonomy),
-    "result": Target(_result_seeds, _json_tree, _run_result),
+    "result": Target(_result_seeds, _result, _run_result),
     "scrub": Target(_scrub_seeds, _bytes, _run_scrub),
 }
 

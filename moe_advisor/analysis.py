@@ -28,7 +28,7 @@ from moe_advisor.ingest.json_stream import StreamLimits
 from moe_advisor.ingest.training_log import TrainingLog
 from moe_advisor.keys import environment_names
 from moe_advisor.measure.facts import trace_facts
-from moe_advisor.measure.health import run_issues
+from moe_advisor.measure.health import for_profiler, run_issues
 from moe_advisor.measure.partial import RankPartial
 from moe_advisor.measure.rank import MeasuredRank, measure_rank
 from moe_advisor.measure.registry import METRICS
@@ -58,7 +58,7 @@ from moe_advisor.result import (
     WhatIf,
 )
 from moe_advisor.roles import taxonomy
-from moe_advisor.spill import SPILL_ROWS, release
+from moe_advisor.spill import SPILL_ROWS, releasing
 from moe_advisor.walls import doubted, judge
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ def measure(
 ) -> Measured:
     """Reads and measures all ranks of the inputs, on `executor` instead of the options' own."""
     memory_gib = options.bounds.memory_gib
-    with MemoryGuard(int(memory_gib * bounded.GIB) if memory_gib else None):
+    with MemoryGuard(int(memory_gib * bounded.GIB) if memory_gib else None), releasing():
         return _measure(paths, options, progress, executor)
 
 
@@ -193,8 +193,10 @@ def _measure(
     kinds = [sniff.detect(path) for path in found]
     profilers = {"kineto" if kind == "kineto" else "nsys" for kind in kinds}
     if "result" in kinds:
+        name = display_name(found[kinds.index("result")])
         raise InputError(
-            "an earlier result stands among the inputs: render or compare takes results"
+            f"{name}: is an earlier result and a trace is needed: give the trace it was made from; "
+            "render, compare and check take results"
         )
     if len(profilers) > 1:
         raise InputError(
@@ -277,9 +279,7 @@ def _measure_ranks(
     names = taxonomy.load(_path(options.taxonomy))
 
     def measured(rank: RankTrace) -> MeasuredRank:
-        found = measure_rank(rank, names, step_pattern=options.step_pattern, steps=options.steps)
-        release()
-        return found
+        return measure_rank(rank, names, step_pattern=options.step_pattern, steps=options.steps)
 
     workers = min(at_once, options.jobs or os.cpu_count() or 1, len(one.ranks))
     if sum(len(rank.activities) for rank in one.ranks) >= SPILL_ROWS:
@@ -576,8 +576,9 @@ def result_of(measured: Measured, options: Options) -> Result:
         t=t,
         walls=run.walls,
     )
-    simulator = Simulator.of(measured, run)
-    whatif = simulator.all() if simulator else []
+    with releasing():
+        simulator = Simulator.of(measured, run)
+        whatif = simulator.all() if simulator else []
     estimates = {one.name: one.estimate for one in whatif}
     rules = load_rules([Path(rule) for rule in options.rules])
     advice = advise(facts, rules, estimates, simulator.combined if simulator else None)
@@ -706,7 +707,11 @@ def _from_log(
         add("mfu", share, f"over {float(peak):.0f} TFLOP/s dense {throughput.PEAKS[precision]}")
     if rate.missing:
         reason = f"not in the log; for the count of FLOPs give {', '.join(rate.missing)}"
-        for name in ("model_tflops_per_gpu", "mfu"):
+        names = ["model_tflops_per_gpu", "mfu"]
+        if "world_size" in rate.missing:
+            reason = "the ranks seen are fewer than the configuration needs: --set world_size=N"
+            names.append("tokens_per_s_per_gpu")
+        for name in names:
             found[name] = MetricValue(
                 status="not_measured", value=None, unit=METRICS[name].unit, reason=reason
             )
@@ -728,13 +733,25 @@ class Simulator:
         self._config = {key: one.value for key, one in run.config.items()}
 
     @classmethod
-    def of(cls, measured: Measured, run: Judged) -> "Simulator | None":
-        """None where the ranks' tables were not kept, or hold no step."""
+    def of(cls, measured: Measured, run: Judged, *, names: bool = True) -> "Simulator | None":
+        """None where the ranks' tables were not kept, or hold no step.
+
+        Without `names` the step is called by its number, as in a redacted result.
+        """
         if not any(len(one.windows) for one in measured.kept):
             return None
         from moe_advisor import whatif
 
-        return cls(whatif.build(measured.kept, run.figures), run)
+        model = whatif.build(measured.kept, run.figures)
+        if not names:
+            known = _steps(measured.partials).names
+            number = {name: f"step {at}" for at, name in enumerate(known, start=1)}
+            lanes = [
+                replace(lane, step=number.get(safe_text(lane.step, NAME_LIMIT), "step"))
+                for lane in model.lanes
+            ]
+            model = model.with_lanes(tuple(lanes))
+        return cls(model, run)
 
     def all(self) -> list[WhatIf]:
         """Every change that exists, on its own."""
@@ -790,7 +807,7 @@ def _issues(measured: Measured, partials: Sequence[RankPartial], t: dict[str, An
     """All capture issues, equal ones of several ranks counted together."""
     found: dict[tuple[str, str], Issue] = {}
     every = [*measured.issues, *(issue for one in partials for issue in one.issues)]
-    every += run_issues(partials, t["profiler"])
+    every = for_profiler([*every, *run_issues(partials, t["profiler"])], t["profiler"])
     world, read = t.get("world_size"), len(partials)
     if world and read < world:
         every.append(

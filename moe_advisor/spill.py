@@ -7,14 +7,22 @@ with the table. The system reads what is touched; `release` gives the memory bac
 import contextlib
 import mmap
 import tempfile
+import threading
 import weakref
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import polars as pl
 
+from moe_advisor import allocator
+
 SPILL_ROWS = 4_000_000
 """GPU activities of an input above which its tables are spilled. In memory they and their calls
 take 0.2 GB for a million; below this that is less than what measuring them takes."""
+
+RELEASE_EVERY_S = 0.2
+"""A core reads about 0.2 GB of tables in this time, which bounds what of them is in memory."""
 
 _ALIGN = 64
 
@@ -46,8 +54,9 @@ def spilled(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _dtype(column: pl.Series) -> np.dtype[np.generic]:
-    return column.head(0).to_numpy().dtype
+def _dtype(column: pl.Series) -> np.dtype[Any]:
+    kind: np.dtype[Any] = column.head(0).to_numpy().dtype
+    return kind
 
 
 def release() -> None:
@@ -57,3 +66,24 @@ def release() -> None:
     for mirror in list(_mirrors):
         with contextlib.suppress(OSError, ValueError):
             mirror.madvise(mmap.MADV_DONTNEED)
+    if len(_mirrors):
+        allocator.trim()
+
+
+@contextlib.contextmanager
+def releasing() -> Iterator[None]:
+    """Calls `release` again and again until the context ends."""
+    ended = threading.Event()
+
+    def work() -> None:
+        while not ended.wait(RELEASE_EVERY_S):
+            release()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        release()

@@ -56,7 +56,10 @@ def spell(
         ]
         return made, None
     if old is None:
-        return [], f"{spec.key} needs Megatron-Core {since}"
+        releases = [since, *(one.since for one in key.old)]
+        later = [text for text in releases if (release(text) or (0, 0)) > (number or (0, 0))]
+        earliest = min(later, key=lambda text: release(text) or (0, 0), default=since)
+        return [], f"{spec.key} needs Megatron-Core {earliest}"
     value = _old_value(old, spec.to)
     names = {"megatron-bridge": _old_path(key, old), "megatron-lm": old.flag}
     made = [

@@ -36,6 +36,9 @@ from moe_advisor.result import (
 RESOLVE_ROUNDS = 3
 """A completion may need a completion; no shipped rule needs more than two."""
 
+_STOPPING = ("raises", "hangs")
+"""Consequences of a broken validation that keep a run from starting."""
+
 MAX_QUESTIONS = 4
 """Absent facts named in one reason; a reader answers the first ones anyway."""
 
@@ -129,6 +132,14 @@ def whole_plan(plan: Plan, facts: Facts, context: Context) -> PlanChange | None:
         for check, answer in states
         if answer.truth is Truth.YES
     ]
+    # What no step touches, but would stop the run all the same.
+    concerned = {check.id for check, _ in states}
+    standing = [
+        f"{words[item.check.kind]} {_prose(item.check.text)}: {_prose(item.check.consequence)} "
+        "(already so in the configuration as given)"
+        for item in plan.violations
+        if item.check.id not in concerned and item.check.consequence.startswith(_STOPPING)
+    ]
     unknown = [
         f"{words[check.kind]} {_prose(check.text)}: {questions(answer.missing, facts)}"
         for check, answer in states
@@ -140,10 +151,10 @@ def whole_plan(plan: Plan, facts: Facts, context: Context) -> PlanChange | None:
         megatron_lm=paste.megatron_lm_flags(changes),
         environment=paste.environment_lines(changes),
         remarks=paste.remarks(changes),
-        checked=len(states),
+        checked=len(states) + len(standing),
         passed=len(states) - len(broken) - len(unknown),
         unknown=unknown,
-        broken=broken,
+        broken=broken + standing,
     )
 
 
@@ -427,7 +438,8 @@ def _withheld(
         )
     expected = estimate.expected_ms
     if estimate.status != "not_measured" and expected is not None and expected <= 0:
-        reasons.append(f"the estimate is no gain ({-expected:.1f} ms slower per step)")
+        slower = f" ({-expected:.1f} ms slower per step)" if expected <= -0.05 else ""
+        reasons.append(f"the estimate is no gain{slower}")
     return "; ".join(dict.fromkeys(reasons)) or None
 
 

@@ -49,6 +49,7 @@ _SHARES = {
     "recompute_share": "recompute_ms",
     "offload_share": "offload_exposed_ms",
     "bubble_share": "pp_bubble_ms",
+    "stage_imbalance_share": "pp_stage_imbalance_ms",
     "sync_gap_share": "host_gap_sync_ms",
     "alloc_gap_share": "host_gap_alloc_ms",
     "data_gap_share": "host_gap_data_ms",
@@ -70,6 +71,13 @@ _NEVER_NONE = frozenset(
 _SIZES = ("ep_size", "pp_size", "tp_size", "cp_size")
 _GIVEN = ("config", "log", "command-line")
 """Sources of a configuration that someone gave, unlike what the trace shows."""
+
+
+_PARTS_OF = {
+    "recompute_granularity": ("recompute_method", "recompute_num_layers", "recompute_modules"),
+    "cuda_graph_impl": ("cuda_graph_modules",),
+}
+"""Settings that detail another one: given ones are not completed from what the trace shows."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +113,7 @@ def infer_config(t: Mapping[str, Any]) -> dict[str, ConfigValue]:
         found["moe_token_dispatcher_type"] = dispatcher
     if backend:
         found["moe_flex_dispatcher_backend"] = backend
-    if t.get("ep_overlap_active") is True:
+    if t.get("ep_overlap_active") is True and t.get("merged_schedule") is not False:
         found["overlap_moe_expert_parallel_comm"] = True
     recompute = t.get("recompute")
     if recompute in ("full", "selective"):
@@ -133,6 +141,12 @@ def merge_config(*configs: Mapping[str, ConfigValue]) -> dict[str, ConfigValue]:
         for key, item in config.items():
             if item.source != "default" or key not in merged:
                 merged[key] = item
+    for key, parts in _PARTS_OF.items():
+        if key in merged and merged[key].source in _GIVEN:
+            # The trace that shows none of it says nothing about how it was set up.
+            for part in parts:
+                if part in merged and merged[part].source == "trace":
+                    del merged[part]
     return dict(sorted(merged.items()))
 
 
@@ -156,6 +170,9 @@ def effective(facts: Facts) -> Context:
     t = {key: value for key, value in facts.t.items() if value is not None}
     # What the trace shows, before the configuration fills the gaps: for contradictions.
     t |= {f"seen_{key}": t[key] for key in _SIZES if key in t}
+    if t.get("merged_schedule") is False and str(c.get("framework")).startswith("megatron"):
+        # Megatron overlaps the routed experts in the merged schedule only.
+        t |= {"ep_overlap_active": False} if "ep_overlap_active" in t else {}
     t["config_given"] = any(item.source in _GIVEN for item in facts.c.values())
     _derive(t, m, c, hw, facts.metric_status)
     walls: dict[str, Any] = {}

@@ -43,6 +43,9 @@ def rates(
     """Tokens and model TFLOP per second and GPU; the log's own figure for the latter goes first."""
     if not step_ms or not gpus:
         return Rates(None, logged_tflops, _LOGGED)
+    if float(gpus) < _fewest_gpus(config):
+        # A trace of some ranks says how many it saw, not how many the job had.
+        return Rates(None, logged_tflops, _LOGGED, () if logged_tflops else ("world_size",))
     share = step_ms / 1e3 * float(gpus)
     tokens = tokens_per_step(config)
     per_gpu = tokens / share if tokens else None
@@ -52,6 +55,17 @@ def rates(
     if flops is None:
         return Rates(per_gpu, None, "", tuple(missing))
     return Rates(per_gpu, flops / share / 1e12, _COUNTED)
+
+
+def _fewest_gpus(config: Mapping[str, Any]) -> float:
+    """The GPUs that one copy of the model takes with its dense and with its experts' layout."""
+
+    def size(key: str) -> float:
+        return float(config.get(f"{key}_parallel_size") or 1)
+
+    dense = size("tensor_model") * size("context")
+    experts = size("expert_model") * float(config.get("expert_tensor_parallel_size") or 1)
+    return size("pipeline_model") * max(dense, experts)
 
 
 def precision(config: Mapping[str, Any], seen: Any = None) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from moe_advisor.cli.loading import refuse_trace_options
 from moe_advisor.cli.outputs import (
     bound_options,
     output_options,
@@ -151,6 +152,7 @@ def analyze(
             progress.begin([path.stat().st_size for path in inputs if path.is_file()])
         if earlier is not None:
             refuse_from_result(planned, inputs[0].name)
+            refuse_trace_options(inputs[0].name)
             result = earlier
             written = write_outputs(result, planned, force)
         elif any(output.kind in TRACE_KINDS for output in planned):

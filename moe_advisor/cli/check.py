@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moe_advisor.cli.loading import analysis_options, options_of
+from moe_advisor.cli.loading import analysis_options, options_of, refuse_trace_options
 from moe_advisor.cli.reports import append_step_summary, gate_output_options, plan, write
 
 if TYPE_CHECKING:
@@ -77,7 +77,9 @@ def check(
     inputs = sources.find_inputs(paths)
     writer.refuse(planned, inputs, force=force)
     earlier = analysis.earlier_result(inputs)
-    if earlier is None:
+    if earlier is not None:
+        refuse_trace_options(inputs[0].name)
+    else:
         judge.validate(limits, rules=_rules(limits, options), keys=_keys(options))
     result = earlier or analysis.analyze(paths, options)
     judged = judge.judge(limits, result)

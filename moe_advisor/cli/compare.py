@@ -86,7 +86,7 @@ def compare(
     if len(paths) != wanted:
         raise click.UsageError(
             f"give {'NEW only, with --baseline' if baseline else 'BASE and NEW'}: "
-            f"{len(paths)} paths were given"
+            f"{len(paths)} given"
         )
     refuse_unknown("--allow", allow, checks.ALLOWED)
     from moe_advisor.measure.registry import METRICS

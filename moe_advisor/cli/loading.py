@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from moe_advisor.cli.outputs import bound_options, redact_option, redacted
 
@@ -56,3 +57,24 @@ def load(paths: Sequence[str], options: "Options") -> "Result":
 
     inputs = sources.find_inputs(paths)
     return redacted(analysis.earlier_result(inputs) or analysis.analyze(paths, options))
+
+
+NEEDS_TRACE = ("config", "log", "values", "steps", "step_pattern", "taxonomy", "rules")
+"""Options that shape an analysis: beside an earlier result they would change nothing."""
+
+
+def refuse_trace_options(name: str) -> None:
+    """Raises ConfigError for an analysis option typed beside the earlier result `name`.
+
+    One from the environment or a settings file is meant for traces and stays without a word.
+    """
+    from moe_advisor.errors import ConfigError
+
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in NEEDS_TRACE and source is ParameterSource.COMMANDLINE:
+            raise ConfigError(
+                f"{name}: is an earlier result, which {parameter.opts[0]} can't change: give the "
+                "trace it was made from"
+            )

@@ -52,10 +52,15 @@ def redact_option() -> Callable[..., Any]:
     )
 
 
+def redacting() -> bool:
+    """Whether the running verb was given --redact."""
+    context = click.get_current_context(silent=True)
+    return context is not None and context.meta.get(_REDACTION) is not None
+
+
 def redacted(result: Result) -> Result:
     """`result` as the running verb's --redact asks for it."""
-    context = click.get_current_context(silent=True)
-    if context is None or context.meta.get(_REDACTION) is None:
+    if not redacting():
         return result
     from moe_advisor.output import redact
 

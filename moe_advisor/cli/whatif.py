@@ -2,7 +2,7 @@
 
 import click
 
-from moe_advisor.cli.outputs import bound_options
+from moe_advisor.cli.outputs import bound_options, redact_option, redacting
 from moe_advisor.result import Estimate
 
 
@@ -33,6 +33,7 @@ examples:
 @click.option("--steps", metavar="A:B", help="Only these steps, counted from 0, B not included.")
 @click.option("--nsys", metavar="PROGRAM", envvar="NSYS", help="nsys, to read .nsys-rep files.")
 @click.option("--format", "kind", type=click.Choice(["text", "json"]), default="text")
+@redact_option()
 @bound_options
 def whatif(
     paths: tuple[str, ...],
@@ -65,7 +66,7 @@ def whatif(
     options = analysis.Options(steps=steps, nsys=nsys, config=config, log=log, values=values)
     measured = analysis.measure(paths, options)
     run = analysis.judged(measured, options)
-    simulator = analysis.Simulator.of(measured, run)
+    simulator = analysis.Simulator.of(measured, run, names=not redacting())
     if simulator is None:
         raise InputError("no step with GPU work in the trace: there is nothing to simulate")
     try:
@@ -97,13 +98,16 @@ def whatif(
         click.echo(_line("together", together, step_ms))
         click.echo(together.basis or "")
     elif len(found) == 1:
-        for text in (found[0].estimate.basis, *found[0].assumptions):
+        basis = found[0].estimate.basis if found[0].estimate.expected_ms is not None else None
+        for text in (basis, *found[0].assumptions):
             click.echo(f"  {text}" if text else "")
 
 
 def _line(name: str, estimate: Estimate, step_ms: float) -> str:
-    if estimate.status == "not_measured" or estimate.expected_ms is None:
+    if estimate.status == "not_measured":
         return f"{name:<22}not measured: {estimate.reason}"
+    if estimate.expected_ms is None:
+        return f"{name:<22}{estimate.basis}"
     low, high = estimate.low_ms or 0.0, estimate.high_ms or 0.0
     share = estimate.expected_ms / step_ms if step_ms else 0.0
     risk = "  could cost time" if low < 0 < high else "  costs time" if high <= 0 > low else ""

@@ -401,6 +401,7 @@ def _sorted_file(columns: Columns, names: _Names) -> _File:
         name=names.call[table.column("name", np.uint32)[rows]],
         correlation=table.column("correlation")[rows],
     )
+    table.keep("start")
 
     table = columns.ranges
     start, end = table.column("start"), table.column("end")
@@ -422,6 +423,7 @@ def _sorted_file(columns: Columns, names: _Names) -> _File:
         sequence=table.column("sequence")[rows],
         forward=table.column("forward")[rows],
     )
+    table.keep("start")
 
     table = columns.activities
     start, end = table.column("start"), table.column("end")
@@ -442,6 +444,7 @@ def _sorted_file(columns: Columns, names: _Names) -> _File:
         in_graph=table.column("graph_node", np.bool_)[rows],
         number=rows,
     )
+    table.keep("start")
     launched_by, duplicates = _launches(activities, calls)
     graph = np.array(["GraphLaunch" in text for text in names.texts] or [False], np.bool_)
     has_call = launched_by >= 0
@@ -695,6 +698,11 @@ def _lookup(values: dict[int, int]) -> NDArray[np.uint8]:
     return table
 
 
+_Rows = NDArray[np.bool_] | slice
+_ALL = slice(None)
+"""The rows of a rank that has a file to itself: its tables need no copies of the file's."""
+
+
 def _rank_trace(
     columns: Columns,
     file: _File,
@@ -708,15 +716,14 @@ def _rank_trace(
 ) -> RankTrace:
     """The tables of one process on one device."""
     calls, ranges = file.calls, file.ranges
-    own_calls = calls.pid == owner.pid if several else np.ones(len(calls.start), np.bool_)
-    own_ranges = (
-        (ranges.pid == owner.pid) | (ranges.kind == HOST_OVERHEAD)
-        if several
-        else np.ones(len(ranges.start), np.bool_)
+    own_calls: _Rows = calls.pid == owner.pid if several else _ALL
+    own_ranges: _Rows = (
+        (ranges.pid == owner.pid) | (ranges.kind == HOST_OVERHEAD) if several else _ALL
     )
-    place = np.cumsum(own_calls) - 1  # row of each own call in the rank's table
-    launched_by = file.launched_by[rows]
-    call = np.where(launched_by >= 0, place[launched_by] if len(place) else NONE, NONE)
+    call = file.launched_by[rows]
+    if isinstance(own_calls, np.ndarray):
+        place = np.cumsum(own_calls) - 1  # row of each own call in the rank's table
+        call = np.where(call >= 0, place[call] if len(place) else NONE, NONE)
     table = _activity_table(file.activities, rows, call, names)
     collectives = _collective_table(columns, file, rows, owner, several, names, metadata, number[0])
     start = file.activities.start[rows]
@@ -781,7 +788,7 @@ def _activity_table(activities: _Activities, rows: Ints, call: Ints, names: _Nam
     )
 
 
-def _range_table(ranges: _Ranges, own: NDArray[np.bool_], names: _Names) -> pl.DataFrame:
+def _range_table(ranges: _Ranges, own: _Rows, names: _Names) -> pl.DataFrame:
     kind = _lookup({key: int(value) for key, value in _RANGE_KINDS.items()})[ranges.kind[own]]
     name = ranges.name[own]
     library = np.array([text.startswith("nccl:") for text in names.texts] or [False], np.bool_)

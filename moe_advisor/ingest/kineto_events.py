@@ -399,10 +399,18 @@ class Table:
         self.pieces.append(columns)
 
     def column(self, name: str, dtype: Any = np.int64) -> NDArray[Any]:
-        """All rows of one column."""
+        """All rows of one column, which is not the caller's to change."""
         if not self.pieces:
             return np.zeros(0, dtype)
-        return np.concatenate([piece[name] for piece in self.pieces])
+        if len(self.pieces) > 1:  # column by column, so that only one is in memory twice
+            pieces, self.pieces = self.pieces, [{}]
+            for key in list(pieces[0]):
+                self.pieces[0][key] = np.concatenate([piece.pop(key) for piece in pieces])
+        return self.pieces[0][name]
+
+    def keep(self, name: str) -> None:
+        """Gives up all columns but one, to save memory."""
+        self.pieces = [{name: piece[name]} for piece in self.pieces]
 
     def __len__(self) -> int:
         return sum(len(next(iter(piece.values()))) for piece in self.pieces)

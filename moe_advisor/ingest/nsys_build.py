@@ -31,7 +31,7 @@ from moe_advisor.model import (
     Severity,
 )
 from moe_advisor.privacy import NsysMetadata, nsys_devices, nsys_metadata, safe_text
-from moe_advisor.spill import SPILL_ROWS, release, spilled
+from moe_advisor.spill import SPILL_ROWS, spilled
 from moe_advisor.table_source import Among, Column, TableSource
 
 Int64s = NDArray[np.int64]
@@ -558,7 +558,6 @@ def _ranks_of(
     for key in keys:
         table = _sorted_by_time(pl.concat(activities.pop(key.process | key.device)))
         tables.append(spilled(table) if work.large else table)
-        release()
     return keys, tables
 
 
@@ -631,16 +630,24 @@ def _calls(work: Build, processes: Sequence[int]) -> dict[int, ProcessCalls]:
         parts = split.pop(process, [])
         if not sum(map(len, parts)):
             continue
-        mine = pl.concat(parts, rechunk=True)
-        parts.clear()
+        mine = _joined(parts)
         if not mine["start_ns"].is_sorted():
             mine = mine.sort("start_ns", maintain_order=True)
         mine = mine.with_columns(name=pl.Series(code_of(mine["name"])))
         if work.large:
             mine = spilled(mine)
-            release()
         result[process] = ProcessCalls(mine.drop("correlation"), mine["correlation"].to_numpy())
     return result
+
+
+def _joined(parts: list[pl.DataFrame]) -> pl.DataFrame:
+    """The rows of `parts`, which are emptied column by column: two copies of one column at most."""
+    return pl.DataFrame(
+        [
+            pl.concat([part.drop_in_place(name) for part in parts], rechunk=True)
+            for name in list(parts[0].columns)
+        ]
+    )
 
 
 def _build_ranks(
@@ -652,7 +659,6 @@ def _build_ranks(
     while per_rank:
         one = calls.get(keys[len(tables)].process, _NO_CALLS)
         tables.append(_with_calls(per_rank.pop(0), one))
-        release()
     _report_joins(work, tables, calls)
     ends = [int(table["end_ns"].max()) for table in tables]  # type: ignore[arg-type]
     ends += [int(one.table["end_ns"].max()) for one in calls.values()]  # type: ignore[arg-type]
@@ -670,7 +676,6 @@ def _build_ranks(
         nccl_nvtx.payload_layouts(work.source),
         work.names.code,
     )
-    release()
     work.issues.extend(found.issues)
     numbers = found.ranks or tuple(range(len(keys)))
     memory = _memory(work, keys)
@@ -678,7 +683,6 @@ def _build_ranks(
         work.source,
         {(key.process, key.device): calls.get(key.process, _NO_CALLS) for key in keys},
     )
-    release()
     device_of = nsys_devices(work.source)
     hosts = {machine: i + 1 for i, machine in enumerate(sorted({key.machine for key in keys}))}
     names = work.names.all()
@@ -804,7 +808,8 @@ def _ranges(
     for process in processes:
         mine = frame.filter(pl.col("process") == process)
         own = [domain for owner_process, domain in users if owner_process == process]
-        per_process[process] = _range_table(work, mine, own)
+        table = _range_table(work, mine, own)
+        per_process[process] = spilled(table) if work.large else table
         is_nccl = (pl.col("domainId") != 0) & pl.col("text").str.starts_with("nccl")
         calls = mine.filter(is_nccl)
         if calls.height:

@@ -39,6 +39,7 @@ OTHER_KEYS: Mapping[str, str] = {
     "te_version": "str",
     "torch_version": "str",
     "deepep_installed": "bool",
+    "peer_access": "bool",
     "params_dtype": "str",
     "ckpt_format": "str",
     "padded_vocab_size": "int",

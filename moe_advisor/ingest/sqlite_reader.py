@@ -1,12 +1,15 @@
 """Opens SQLite files without ever changing them, and fetches chosen columns fast."""
 
 import contextlib
+import functools
+import math
+import queue
 import shutil
 import sqlite3
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -44,6 +47,7 @@ _MOST_PARTS = 10_000
 _BATCH_ROWS = 16_384  # larger batches are no faster and double the memory in flight
 _LOCK_WAIT_S = 5.0
 _LOOK_EVERY = 100_000  # of SQLite's instructions: about a millisecond
+_LATE_S = 1.0  # after the deadline: a part that is nearly read ends by itself
 _CELL_LIMIT_BYTES = 64 << 20  # of a whole cell before it is cut; SQLite's own limit is 1 GB
 # The smallest row: two bytes of pointer, one each of size, row id, header size and one type.
 _LEAST_ROW_BYTES = 6
@@ -300,8 +304,12 @@ class SqliteSource:
         if ends is None or ends[1] - ends[0] < _PARTS_FROM_ROWS:
             if ends is not None:
                 most = min(most, ends[1] - ends[0] + 1)
-            with self._connection() as connection:
-                return [finish(self._run(connection, query, most))]
+
+            def read_all() -> list[pl.DataFrame]:
+                with self._connection() as connection:
+                    return [_run(connection, query, most)]
+
+            return [finish(rows) for rows in self._in_time([read_all])]
         first, last = ends
         # Rowids have no gaps in an export; where they do, parts are only uneven.
         count = _CURSORS * min(max((last - first) // (_CURSORS * _PART_ROWS), 1), _MOST_PARTS)
@@ -309,27 +317,59 @@ class SqliteSource:
         bounds = list(zip([first, *edges], [*edges, last + 1], strict=True))
 
         def read(share: list[tuple[int, int]]) -> list[T]:
+            found = []
             with self._connection() as connection:
-                return [
-                    finish(
-                        self._run(
-                            connection,
-                            replace(query, rows=f"rowid >= {low} AND rowid < {high}"),
-                            min(most, high - low),
-                        )
-                    )
-                    for low, high in share
-                ]
+                for low, high in share:
+                    self._refuse_late()
+                    rows = replace(query, rows=f"rowid >= {low} AND rowid < {high}")
+                    found.append(finish(_run(connection, rows, min(most, high - low))))
+            return found
 
         # Each cursor reads one stretch of the file from front to back.
         length = count // _CURSORS
         shares = [bounds[i : i + length] for i in range(0, count, length)]
-        with ThreadPoolExecutor(_CURSORS) as pool:
-            return [part for share in pool.map(read, shares) for part in share]
+        return self._in_time([functools.partial(read, share) for share in shares])
 
-    def _run(self, connection: dbapi.Connection, query: "_Query", most_rows: int) -> pl.DataFrame:
+    def _in_time(self, works: Sequence[Callable[[], list[T]]]) -> list[T]:
+        """What `works` return, each done in a thread of its own. Raises InputError when late.
+
+        A query of ADBC can't be interrupted. One that is late is left behind in a thread that
+        does not keep the program from ending; so is one that an interrupt meets.
+        """
         self._refuse_late()
-        return _run(connection, query, most_rows)
+        done: queue.SimpleQueue[tuple[int, list[T], BaseException | None]] = queue.SimpleQueue()
+
+        def run(number: int) -> None:
+            try:
+                done.put((number, works[number](), None))
+            except BaseException as error:  # handed to the thread that waits
+                done.put((number, [], error))
+
+        threads = [
+            threading.Thread(target=run, args=(number,), name="sqlite", daemon=True)
+            for number in range(len(works))
+        ]
+        found: dict[int, list[T]] = {}
+        failed: BaseException | None = None
+        try:
+            for thread in threads:
+                thread.start()
+            for _ in works:
+                left = self._until - time.monotonic()
+                number, rows, error = done.get(timeout=max(left, 0.0) + _LATE_S)
+                found[number] = rows
+                failed = failed or error
+        except queue.Empty:
+            self._refuse_late()
+            raise
+        except BaseException:
+            self._until = -math.inf  # the threads end with the part they are at
+            for thread in threads:
+                thread.join(_LATE_S)
+            raise
+        if failed is not None:
+            raise failed
+        return [part for number in range(len(works)) for part in found[number]]
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[dbapi.Connection]:
@@ -346,11 +386,17 @@ class SqliteSource:
         with contextlib.suppress(*_DAMAGE):
             ends = self._row_range(query.table)
         most = min(self._most_rows, ends[1] - ends[0] + 1) if ends else self._most_rows
+        # SQLite looks at the clock after many instructions, and one may read 64 MiB of a cell.
+        alarm = threading.Timer(max(self._until - time.monotonic(), 0.0), self._plain.interrupt)
+        alarm.daemon = True
+        alarm.start()
         try:
             rows.extend(self._plain.execute(query.text(most + 1)))
         except _DAMAGE:
             self._refuse_late()
             self._damaged[query.table] = len(rows)
+        finally:
+            alarm.cancel()
         if len(rows) > most:
             rows.clear()
             self._damaged[query.table] = 0

@@ -148,6 +148,8 @@ class _Gaps:
         if not len(low):
             return None
         rows = np.flatnonzero(compute_rows)
+        # Of kernels that start together, the one on the lowest stream, whatever their order.
+        rows = rows[np.lexsort((table["stream"].to_numpy()[rows], starts[rows]))]
         kernel = rows[np.searchsorted(starts[rows], high)]
         return cls(low, high, kernel, union(low, high))
 

@@ -74,8 +74,9 @@ def trace_facts(
         sum(one.facts[name] for one in ranks) for name in ("expert_gemms", "grouped_expert_gemms")
     )
     if experts:
-        t["grouped_gemm"] = grouped * 2 > experts
-        t["sequential_experts"] = grouped == 0
+        by_library = any(one.facts.get("grouped_linear", False) for one in ranks)
+        t["grouped_gemm"] = by_library or grouped * 2 > experts
+        t["sequential_experts"] = grouped == 0 and not by_library
         if first["dispatches"]:
             per_rank = first["expert_gemms"] / max(len(ranks[0].step_names), 1)
             t["expert_gemm_launches_per_layer"] = per_rank / first["dispatches"]
@@ -112,6 +113,9 @@ def trace_facts(
         hidden = 1.0 - metric["ep_a2a_exposed_ms"] / metric["ep_a2a_ms"]
         t["hidden_a2a_share"] = max(hidden, 0.0)
         t["ep_overlap_active"] = hidden > OVERLAP_SHARE
+    merged = _merged_schedule(ranks)
+    if merged is not None:
+        t["merged_schedule"] = merged
     if metric.get("dp_collective_ms", 0.0) > 0 and "dp_collective_exposed_ms" in metric:
         hidden = 1.0 - metric["dp_collective_exposed_ms"] / metric["dp_collective_ms"]
         t["dp_overlap_active"] = hidden > OVERLAP_SHARE
@@ -122,6 +126,18 @@ def trace_facts(
     _host(t, ranks, metric, step)
     _link(t, metric, hardware)
     return t
+
+
+def _merged_schedule(ranks: Sequence[RankPartial]) -> bool | None:
+    """Whether one micro-batch's forward is merged with another's backward; None when not seen.
+
+    Its own ranges prove it. Whole backward passes, one after the other, prove that it is off, and
+    that what hides communication is something else: shared experts, another stream's work.
+    """
+    if any(one.facts.get("merged_schedule", False) for one in ranks):
+        return True
+    passes = [one.facts.get("backward_passes") for one in ranks]
+    return False if passes and None not in passes else None
 
 
 def _dispatcher(
@@ -159,6 +175,11 @@ def _parallelism(
     dispatches = metric.get("ep_a2a_ms", 0.0) > 0
     if "ep_size" not in t and dispatches and len(ranks) == t.get("world_size") == 2:
         t["ep_size"] = 2  # two ranks that dispatch to each other are one EP group
+    stages = [len(found[0]) for one in ranks if (found := one.facts.get("stage"))]
+    if stages:
+        t.setdefault("pp_size", max(stages))
+    elif metric.get("pp_p2p_ms", 0.0) > 0 and len(ranks) == t.get("world_size") == 2:
+        t.setdefault("pp_size", 2)
     for family, name in (
         ("tp", "tp_collective_ms"),
         ("cp", "cp_collective_ms"),

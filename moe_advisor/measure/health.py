@@ -1,6 +1,7 @@
 """What a capture's own evidence says about its completeness, and which GPU is slow."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,11 +48,15 @@ MIN_RUNS = 5
 SLOW_GPU = 1.03
 """Peers of one kind run the same kernel within 1 to 2 % of each other in our captures."""
 
-RECAPTURE = (
-    "capture again with fewer steps, flushed before exit: nsys profile --trace=cuda,nvtx "
-    "--capture-range=cudaProfilerApi --capture-range-end=stop, or torch.profiler with "
-    "schedule(wait=1, warmup=1, active=3)"
-)
+_RECAPTURE_WITH = {
+    "nsys": "capture again with fewer steps, flushed before exit: nsys profile --trace=cuda,nvtx "
+    "--capture-range=cudaProfilerApi --capture-range-end=stop",
+    "torch": "capture again with fewer steps, and end the profiler before the program: "
+    "torch.profiler with schedule(wait=1, warmup=1, active=3)",
+}
+
+RECAPTURE = " or ".join(_RECAPTURE_WITH.values())
+"""What a rank's own issues say, as a rank does not know its profiler; see `for_profiler`."""
 
 _FIXED_WORK = (Role.DENSE_GEMM, Role.ATTENTION)
 """Roles whose work does not depend on how many tokens the router sent."""
@@ -284,6 +289,12 @@ def run_issues(partials: Sequence[RankPartial], profiler: str) -> list[CaptureIs
             )
         )
     return found
+
+
+def for_profiler(issues: Sequence[CaptureIssue], profiler: str) -> list[CaptureIssue]:
+    """The issues with the command of the profiler that was used, where it is known."""
+    command = _RECAPTURE_WITH.get(profiler, RECAPTURE)
+    return [replace(one, message=one.message.replace(RECAPTURE, command)) for one in issues]
 
 
 def memory_levels(rank: RankTrace, windows: StepWindows) -> dict[str, Any]:

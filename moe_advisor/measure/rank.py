@@ -1,5 +1,6 @@
 """Measures one rank: everything of design.md section 3 that needs no other rank."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,7 +29,13 @@ from moe_advisor.model import NONE, ActivityKind, CollectiveKind, CopyKind, Rang
 from moe_advisor.roles.assign import RoleTable, assign_roles
 from moe_advisor.roles.roles import COMMUNICATION, COMPUTE, Family, Role, Source
 from moe_advisor.roles.taxonomy import Taxonomy
-from moe_advisor.spill import release
+
+_GROUPED_LINEAR = re.compile(r"_GroupedLinear|nvte_multi_tensor_gemm|nvte_grouped_gemm")
+"""Ranges of Transformer Engine's grouped linear. On Hopper it runs one cuBLAS kernel per expert on
+several streams, so its kernels look like those of a loop."""
+
+_MERGED_NODE = re.compile(r"^moe_(dispatch|combine) (forward|backward)")
+"""Ranges that Megatron opens only in the schedule that merges two micro-batches."""
 
 OPAQUE_LIMIT = 0.01
 """Opaque CUDA graph launches above this share of the step hide too much: what lies in them is not
@@ -83,7 +90,6 @@ def measure_rank(
 ) -> MeasuredRank:
     """Everything that one rank's trace alone can tell."""
     roles = assign_roles(rank, taxonomy)
-    release()
     windows = find_steps(rank, roles, step_pattern, steps)
     working = _Measurement(rank, roles, windows, taxonomy)
     return MeasuredRank(working.partial(), rank, roles, windows, working.idle)
@@ -127,11 +133,9 @@ class _Measurement:
             sync=self.calls.sync,
         )
         self.starved = self.starved - self.pipeline.held
-        release()
         self.blocking = self._find_blocking()
         self.causes = find_causes(rank, roles, self.idle, windows, taxonomy)
         self.recompute = find_recompute(rank, roles)
-        release()
         self.states = self._divide()
 
     def _find_blocking(self) -> dict[str, Intervals]:
@@ -569,6 +573,14 @@ class _Measurement:
             "families": sorted(families),
             "expert_gemms": int(counted.sum()),
             "grouped_expert_gemms": int((grouped & counted).sum()),
+            "grouped_linear": any(
+                _GROUPED_LINEAR.search(self.rank.names[n])
+                for n in self.rank.ranges["name"].unique().to_list()
+            ),
+            "merged_schedule": any(
+                _MERGED_NODE.search(self.rank.names[n])
+                for n in self.rank.ranges["name"].unique().to_list()
+            ),
             "fused_attention": bool(attention.any()),
             "attention": bool(self.roles.mask(Role.ATTENTION).any()),
             "dispatches": float(bursts.mean()) if len(bursts) else 0.0,

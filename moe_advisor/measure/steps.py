@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from moe_advisor.errors import ConfigError
 from moe_advisor.model import ActivityKind, RangeKind, RankTrace
+from moe_advisor.patterns import UserPattern, user_pattern
 from moe_advisor.roles.assign import RoleTable
 from moe_advisor.roles.roles import Role
 
@@ -90,14 +91,9 @@ def find_steps(
 def _annotated(rank: RankTrace, pattern: str | None) -> _HostSteps | None:
     ranges = rank.ranges.filter(pl.col("kind") == RangeKind.ANNOTATION)
     names = {name: rank.names[name] for name in ranges["name"].unique().to_list()}
-    choices: tuple[tuple[str, re.Pattern[str]], ...] = STEP_NAMES
+    choices: tuple[tuple[str, re.Pattern[str] | UserPattern], ...] = STEP_NAMES
     if pattern is not None:
-        try:
-            choices = ((pattern, re.compile(pattern)),)
-        except re.error as error:
-            raise ConfigError(
-                f"--step-pattern {pattern!r}: not a regular expression: {error}"
-            ) from None
+        choices = ((pattern, user_pattern(pattern, "--step-pattern")),)
     for label, expression in choices:
         matching = [number for number, name in names.items() if expression.search(name)]
         if matching:

@@ -92,25 +92,67 @@ def stack(bar: Bar, scale_ms: float, height: int) -> Markup:
     return svg.image(height, describe(bar), *drawn, kind="chart bar")
 
 
+BRACKET_GAP_PX = 10
+"""Space between the totals of two neighbouring families."""
+
+BOLD_CHAR_PX, BAR_PX = 7.8, 900
+PRINT_CHAR_PX, PRINT_BAR_PX = 5.6, 640
+"""Widths of a bold 12 px and a printed 8.5 px character in the widest fallback font, and of the
+bars they stand over, in the 1280 px layout and on A4."""
+
+
+def bracket_titles(
+    bar: Bar, scale_ms: float, char_px: float, reference_px: float
+) -> list[tuple[str, float, float]]:
+    """Family totals: words, middle (a fraction) and the width in px of the chart they need.
+
+    Each stands over the middle of its family, moved aside where a narrow neighbour's would touch.
+    """
+    titles = [
+        (f"{title} {from_tenths(tenths)}", (start + length / 2) / scale_ms)
+        for title, tenths, start, length in bar.families()
+        if tenths > 0
+    ]
+    reach = [(len(words) * char_px + BRACKET_GAP_PX) / reference_px for words, _ in titles]
+    middles = [middle for _, middle in titles]
+    limit = 1.0
+    for i in reversed(range(len(titles))):
+        middles[i] = min(middles[i], limit - reach[i] / 2)
+        limit = middles[i] - reach[i] / 2
+    limit = 0.0
+    for i in range(len(titles)):
+        middles[i] = max(middles[i], limit + reach[i] / 2)
+        limit = middles[i] + reach[i] / 2
+    # Narrower charts would let neighbours touch; the hundredth keeps rounding out of it.
+    need = 0.0
+    edges, halves = [0.0, *middles, 1.0], [0.0, *(r * reference_px / 2 for r in reach), 0.0]
+    for i in range(len(edges) - 1):
+        room = edges[i + 1] - edges[i] + 0.001
+        need = max(need, (halves[i] + halves[i + 1]) / room)
+    return [(words, middle, need) for (words, _), middle in zip(titles, middles, strict=True)]
+
+
+def _family_lines(bar: Bar, scale_ms: float, y: float, foot: float) -> list[Markup]:
+    drawn = []
+    for _, tenths, start, length in bar.families():
+        if tenths > 0:
+            left, right = start / scale_ms, (start + length) / scale_ms
+            drawn += [
+                svg.line(left, y, right, y, "bracket"),
+                svg.line(left, y, left, foot, "bracket"),
+                svg.line(right, y, right, foot, "bracket"),
+            ]
+    return drawn
+
+
 def brackets(bar: Bar, scale_ms: float) -> Markup:
     """Family totals over the bar, and the names of its parts."""
-    drawn = []
-    for title, tenths, start, length in bar.families():
-        if tenths <= 0:
-            continue
-        left, right = start / scale_ms, (start + length) / scale_ms
-        words = f"{title} {from_tenths(tenths)}"
-        px = svg.text_px(words, 12) + 8
-        drawn += [
-            svg.line(left, 19, right, 19, "bracket"),
-            svg.line(left, 19, left, 24, "bracket"),
-            svg.line(right, 19, right, 24, "bracket"),
-        ]
-        middle = (left + right) / 2
-        if px / svg.REFERENCE_PX > 2 * (1 - middle):
-            drawn.append(svg.text(right, 12, words, anchor="end", weight=650, need=px))
-        else:
-            drawn.append(svg.text(middle, 12, words, anchor="middle", weight=650, need=px * 1.2))
+    drawn = _family_lines(bar, scale_ms, 19, 24)
+    placed = bracket_titles(bar, scale_ms, BOLD_CHAR_PX, BAR_PX)
+    drawn += [
+        svg.text(middle, 12, words, anchor="middle", weight=650, need=min(need, BAR_PX))
+        for words, middle, need in placed
+    ]
     for name, start, end, anchor, need in place_names(bar, scale_ms):
         drawn.append(
             svg.text(
@@ -127,23 +169,12 @@ def brackets(bar: Bar, scale_ms: float) -> Markup:
 
 
 def brackets_below(bar: Bar, scale_ms: float) -> Markup:
-    """Family totals under the bar."""
-    drawn = []
-    for title, tenths, start, length in bar.families():
-        left, right = start / scale_ms, (start + length) / scale_ms
-        words = f"{title} {from_tenths(tenths)}"
-        drawn += [
-            svg.line(left, 8, right, 8, "bracket"),
-            svg.line(left, 3, left, 8, "bracket"),
-            svg.line(right, 3, right, 8, "bracket"),
-        ]
-        middle = (left + right) / 2
-        near_end = svg.text_px(words) / svg.REFERENCE_PX > 1.4 * (1 - middle)
-        drawn.append(
-            svg.text(
-                right if near_end else middle, 21, words, anchor="end" if near_end else "middle"
-            )
-        )
+    """Family totals under the bar of the printed first page."""
+    drawn = _family_lines(bar, scale_ms, 8, 3)
+    drawn += [
+        svg.text(middle, 21, words, anchor="middle")
+        for words, middle, _ in bracket_titles(bar, scale_ms, PRINT_CHAR_PX, PRINT_BAR_PX)
+    ]
     return svg.image(25, "", *drawn, hidden=True)
 
 
@@ -246,7 +277,7 @@ def wall_axis() -> Markup:
         label = "0 %" if i == 0 else "100 % of the step" if i == 4 else str(25 * i)
         anchor = "start" if i == 0 else "end" if i == 4 else "middle"
         drawn.append(
-            svg.text(at, 12, label, anchor=anchor, kind="muted", need=420 if i == 3 else 0)
+            svg.text(at, 12, label, anchor=anchor, kind="muted", need=560 if i == 3 else 0)
         )
     return svg.image(16, "", *drawn, hidden=True)
 
@@ -263,6 +294,11 @@ def _inside(words: str, part: float) -> float:
 def labelled(words: str, part: float) -> bool:
     """Whether a part of a wall is labelled inside the bar at the usual width."""
     return _inside(words, part) <= svg.REFERENCE_PX
+
+
+def below_class(shares: Sequence[tuple[str, float]]) -> str:
+    """The class that shows, below a wall's bar, the labels that a narrow bar hides."""
+    return svg.need_class(max((_inside(*one) for one in shares), default=0)).replace("q", "u")
 
 
 def wall(
@@ -495,11 +531,7 @@ def waterfall(
             svg.line(high / top, 10, high / top, 18, "ink", svg.INK, 1.5),
         ]
         if after == before:  # a step without an estimate leaves the sum as it was: say so
-            children.append(
-                svg.text(
-                    min(high / top, 0.98), 18, "no gain of its own counted", dx=8, kind="muted"
-                )
-            )
+            children.append(svg.text(0, 18, "no gain of its own counted", dx=8, kind="on", size=11))
         label = f"{title}: step {ms(after)} ms, {span(low, high)} ms"
         drawn.append((title, ms(after), span(low, high), svg.image(28, label, *children)))
         before = after

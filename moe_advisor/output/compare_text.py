@@ -66,13 +66,13 @@ def text(comparison: Comparison) -> str:
     for check in warned:
         words = "note" if check.state == "unknown" else "warning"
         lines.append(f"  {words}: {clean(check.message, 300)}")
-    lines += ["", f"  {'metric':<29}{'base':>16}{'new':>16}{'change':>16}{'':>10}  verdict"]
+    lines += ["", f"  {'metric':<29}{'base':>16}{'new':>16}{'change':>16}{'':>11}  verdict"]
     rows = listed(comparison.deltas)
     for one in rows[:MOST]:
         change = "" if one.window_change is None else signed(one.window_change, one.unit)
         lines.append(
             f"  {one.name:<29}{value(one.base, one.unit):>16}{value(one.new, one.unit):>16}"
-            f"{change:>16}{relative(one):>10}  {WORDS[one.verdict]}"
+            f"{change:>16}{relative(one):>11}  {WORDS[one.verdict]}"
         )
         if one.verdict == "cant_tell" or ", but" in one.reason:
             lines.append(f"      {clean(one.reason, 200)}")

@@ -89,7 +89,7 @@ def words(mark: ChangePoint, trend: Trend) -> str:
     """A change point in one sentence."""
     row, unit = trend.rows[mark.index], trend.metric.unit
     change = signed(mark.after - mark.before, unit)
-    share = f" ({100 * (mark.after / mark.before - 1):+.1f} %)" if mark.before else ""
+    share = f" ({signed(mark.after / mark.before - 1, 'share')})" if mark.before else ""
     at = f"run {row.number}" + (f", commit {clean(row.commit, 60)}" if row.commit else "")
     return f"From {at} on: {value(mark.before, unit)} to {value(mark.after, unit)}, {change}{share}"
 
@@ -128,11 +128,16 @@ def _chart(trend: Trend) -> dict[str, Any]:
             {"y": y(amount), "text": quantity(amount, unit)[0]}
             for amount in (min(trend.values), max(trend.values))
         ],
+        "ends": [_run(trend.rows[0]), _run(trend.rows[-1])],
         "left": LEFT,
         "right": WIDTH - RIGHT,
         "top": TOP,
         "bottom": HEIGHT - BOTTOM,
     }
+
+
+def _run(row: Row) -> str:
+    return f"run {row.number}" + (f", {clean(row.commit, 12)}" if row.commit else "")
 
 
 def _row(row: Row) -> dict[str, str]:

@@ -22,6 +22,7 @@ def walls_section(result: Result) -> dict[str, Any]:
             lead = (row.score, rows[0].score, margin, result.walls.threshold, unclear)
         shares = [(f"{label} {share(part)}", part) for label, _, part in row.segments]
         inside = [words for words, part in shares if charts.labelled(words, part)]
+        hidden = charts.below_class([one for one in shares if charts.labelled(*one)])
         below = [words for words, part in shares if words not in inside and part >= 0.0005]
         shown.append(
             {
@@ -29,6 +30,7 @@ def walls_section(result: Result) -> dict[str, Any]:
                 "chart": charts.wall(row, lead),
                 "score": verdict_view.wall_score(result, row),
                 "labelled": " · ".join(inside),
+                "labelled_class": hidden,
                 "caption": " · ".join(below),
             }
         )

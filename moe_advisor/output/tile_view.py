@@ -75,6 +75,10 @@ def _exposed_tile(m: dict[str, MetricValue], step: float | None) -> Tile:
     transfer, wait = m.get("ep_a2a_transfer_ms"), m.get("ep_a2a_wait_ms")
     if transfer and wait and transfer.status == wait.status == "measured":
         lines.append(f"transfer {ms(transfer.value or 0)}, wait {ms(wait.value or 0)}")
+        total = m.get("ep_a2a_ms")
+        hidden = (total.value or 0) - metric.value if total and total.status == "measured" else 0
+        if hidden >= 0.05:
+            lines[-1] += f", hidden {ms(hidden)}"
     elif transfer and transfer.low is not None and transfer.high is not None:
         lines.append(f"transfer ≈ {span(transfer.low, transfer.high)} ms")
     return Tile("ep_a2a_exposed_ms", title, Figure(shown.text, "ms/step"), tuple(lines))

@@ -2,21 +2,19 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from moe_advisor import bounded
 from moe_advisor.errors import ConfigError
+from moe_advisor.patterns import MATCHED_CHARACTERS, Screen, UserPattern, user_pattern
 from moe_advisor.roles.roles import Role
 
 MAX_BYTES = 1 << 20
 """Largest taxonomy of a user; the built-in one is below 64 KiB."""
-
-MATCHED_CHARACTERS = 4_096
-"""Only this much of a name is matched: longer ones are hostile or template noise at the end."""
 
 REMEMBERED_NAMES = 20_000
 """A capture has a few thousand names; beyond this they are hostile, and memory counts more."""
@@ -34,7 +32,7 @@ class KernelFamily:
     """A family of kernels that share a nature; `cases` are names that must match it first."""
 
     id: str
-    pattern: re.Pattern[str]
+    pattern: re.Pattern[str] | UserPattern
     nature: str
     source: str
     seen: bool
@@ -45,8 +43,11 @@ class KernelFamily:
 class NamePattern:
     """A pattern and what a name that holds it means."""
 
-    pattern: re.Pattern[str]
+    pattern: re.Pattern[str] | UserPattern
     meaning: str
+
+
+T = TypeVar("T", KernelFamily, NamePattern)
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def _meaning(patterns: Sequence[NamePattern], name: str) -> str | None:
 def builtin() -> Taxonomy:
     """The taxonomy that ships with the package."""
     text = resources.files("moe_advisor.roles").joinpath("taxonomy.yaml").read_text("utf-8")
-    return parse(text, "taxonomy.yaml")
+    return parse(text, "taxonomy.yaml", trusted=True)
 
 
 def load(extra: Path | None) -> Taxonomy:
@@ -120,7 +121,7 @@ def load(extra: Path | None) -> Taxonomy:
         raise ConfigError(f"--taxonomy {extra.name}: not UTF-8 text") from None
     except OSError as error:
         raise ConfigError(f"--taxonomy {extra.name}: can't be read: {error.strerror}") from None
-    own, base = parse(text, extra.name), builtin()
+    own, base = _screened(parse(text, extra.name)), builtin()
     return Taxonomy(
         own.kernels + base.kernels,
         own.ranges + base.ranges,
@@ -129,8 +130,26 @@ def load(extra: Path | None) -> Taxonomy:
     )
 
 
-def parse(text: str, name: str) -> Taxonomy:
-    """The taxonomy that `text` describes; ConfigError names the entry that is wrong."""
+def _screened(own: Taxonomy) -> Taxonomy:
+    """`own` with one question before the patterns of each section."""
+
+    def together(entries: tuple[T, ...]) -> tuple[T, ...]:
+        patterns = [one.pattern for one in entries if isinstance(one.pattern, UserPattern)]
+        screen = Screen([one.pattern for one in patterns])
+        return tuple(
+            replace(one, pattern=UserPattern(one.pattern.pattern, screen)) for one in entries
+        )
+
+    return Taxonomy(
+        together(own.kernels), together(own.ranges), together(own.groups), together(own.calls)
+    )
+
+
+def parse(text: str, name: str, trusted: bool = False) -> Taxonomy:
+    """The taxonomy that `text` describes; ConfigError names the entry that is wrong.
+
+    The patterns of a `trusted` one are our own and may look around themselves.
+    """
     import yaml
 
     try:
@@ -140,10 +159,10 @@ def parse(text: str, name: str) -> Taxonomy:
     if not isinstance(data, dict):
         raise ConfigError(f"{name}: expected the sections kernels, ranges, groups and calls")
     return Taxonomy(
-        tuple(_kernel(name, entry) for entry in _entries(name, data, "kernels")),
-        tuple(_named(name, entry, "context") for entry in _entries(name, data, "ranges")),
-        tuple(_named(name, entry, "family") for entry in _entries(name, data, "groups")),
-        tuple(_named(name, entry, "kind") for entry in _entries(name, data, "calls")),
+        tuple(_kernel(name, entry, trusted) for entry in _entries(name, data, "kernels")),
+        tuple(_named(name, entry, "context", trusted) for entry in _entries(name, data, "ranges")),
+        tuple(_named(name, entry, "family", trusted) for entry in _entries(name, data, "groups")),
+        tuple(_named(name, entry, "kind", trusted) for entry in _entries(name, data, "calls")),
     )
 
 
@@ -154,13 +173,13 @@ def _entries(name: str, data: dict[str, Any], section: str) -> list[dict[str, An
     return entries
 
 
-def _kernel(name: str, entry: dict[str, Any]) -> KernelFamily:
+def _kernel(name: str, entry: dict[str, Any], trusted: bool) -> KernelFamily:
     nature = str(entry.get("nature"))
     if nature not in NATURES:
         raise ConfigError(f"{name}: kernels: {entry.get('id')}: unknown nature {nature!r}")
     return KernelFamily(
         id=str(entry.get("id")),
-        pattern=_pattern(name, entry),
+        pattern=_pattern(name, entry, trusted),
         nature=nature,
         source=str(entry.get("source", "")),
         seen=entry.get("seen", True) is True,
@@ -168,14 +187,16 @@ def _kernel(name: str, entry: dict[str, Any]) -> KernelFamily:
     )
 
 
-def _named(name: str, entry: dict[str, Any], field: str) -> NamePattern:
+def _named(name: str, entry: dict[str, Any], field: str, trusted: bool) -> NamePattern:
     if not isinstance(entry.get(field), str):
         raise ConfigError(f"{name}: {entry.get('pattern')!r}: needs a {field}")
-    return NamePattern(_pattern(name, entry), entry[field])
+    return NamePattern(_pattern(name, entry, trusted), entry[field])
 
 
-def _pattern(name: str, entry: dict[str, Any]) -> re.Pattern[str]:
+def _pattern(name: str, entry: dict[str, Any], trusted: bool) -> re.Pattern[str] | UserPattern:
+    where = f"{name}: {entry.get('id', entry)}: bad pattern"
     try:
-        return re.compile(str(entry["pattern"]))
+        text = str(entry["pattern"])
+        return re.compile(text) if trusted else user_pattern(text, where)
     except (KeyError, re.error) as error:
-        raise ConfigError(f"{name}: {entry.get('id', entry)}: bad pattern: {error}") from None
+        raise ConfigError(f"{where}: {error}") from None

@@ -156,6 +156,19 @@ and to add up what leaves."""
 SLOW_LINK_SHARE = 0.25
 """A wire below this share of NVLink is another link."""
 
+DEFAULT_DOMAIN = 8
+"""GPUs that share NVLink on a host of eight."""
+
+RATE_BYTES = 4 << 20
+"""Smaller all-to-alls are half latency even over NVLink: 4.2 MB reach 0.4 of its figure, 17 MB
+0.55."""
+
+NVLINK_REACH = (0.54, 0.61, 0.72)
+"""What NCCL's all-to-all reaches of NVLink's figure, its fixed cost taken off. Least and median of
+30 captures over NVLink with payloads of 16 MB or more and even enough routing, greatest 0.65
+(benchmarks/overlap_costs.yaml: nvlink_reach). High: 325 of 450 GB/s, from the time published for
+eight H100 (4,096 tokens of 7,168 values to 8 experts in 1,265 µs; arXiv 2603.07685, table 7)."""
+
 SLOW_LINK_RATE = (0.86, 1.0, 1.0)
 """Rate of a dispatch library over a slow link, as a share of what the all-to-all reaches there now.
 DeepEP publishes 43 to 58 GB/s between nodes over links of 50 GB/s (16 to 64 ranks; above 50 the own

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from moe_advisor.whatif import calibrate
-from moe_advisor.whatif.changes.dispatch import dispatcher
-from moe_advisor.whatif.changes.edit import Ask
+from moe_advisor.whatif.changes.dispatch import blocked, dispatcher
+from moe_advisor.whatif.changes.edit import Ask, Blocked, Context
 from moe_advisor.whatif.changes.experts import balanced_experts, grouped_gemm, permute_fusion
 from moe_advisor.whatif.changes.graphs import cuda_graphs
 from moe_advisor.whatif.changes.host import host_syncs, recompute, stragglers
@@ -23,7 +23,7 @@ class ChangeInfo:
 
     `dominant` is the assumption that moves the range most, `contention` whether work that ran alone
     now runs beside communication, `error` the share of the gain that the model may be wrong by
-    beyond its cases.
+    beyond its cases, `blocked` tells why the run can't count on the change yet.
     """
 
     name: str
@@ -36,6 +36,7 @@ class ChangeInfo:
     order: int
     contention: bool = False
     error: float = calibrate.MODEL_ERROR
+    blocked: Callable[[StepModel, Context], Blocked | None] | None = None
 
 
 _ALL = (
@@ -73,27 +74,32 @@ _ALL = (
         parameters="deepep (default) or hybridep",
         assumptions=(
             "The library copies at its published rate, the link at the rate seen in this trace.",
-            "Over a slow link it is taken to reach 86 to 100 % of that rate, as DeepEP publishes"
-            " between nodes; no pair of ours has tested this.",
+            "A link slower than NVLink makes the gain a bound. Inside a host it means that"
+            " peer-to-peer access is missing: the bound is the gain once NVLink is used. Between"
+            " hosts the library reaches at most the rate seen now; no pair of ours has tested it.",
             "Tokens choose experts uniformly; 8 experts per token unless the configuration says.",
             "The cheaper of the two local permutations goes.",
         ),
         dominant="the rate that the library reaches on this machine",
         apply=dispatcher,
-        order=2,
+        order=3,
+        blocked=blocked,
     ),
     ChangeInfo(
         name="link",
         title="Faster link",
-        description="Every collective's wire time is divided by a factor.",
-        parameters="the factor, 2 by default",
+        description="Every collective's wire as fast as NVLink, or faster by a factor.",
+        parameters="nvlink (default) or a factor, 2 for twice as fast",
         assumptions=(
+            "nvlink: the all-to-all reaches 54 to 72 % of NVLink's figure, 61 % expected, where a"
+            " trace shows less than 25 %; other collectives come along where they are as slow and"
+            " every group fits into one NVLink domain.",
             "The fixed cost of a collective stays; waiting follows from the replay.",
             "Sends and receives of a pipeline keep their time.",
         ),
-        dominant="that all collectives cross the link",
+        dominant="the rate that the collectives reach on the faster link",
         apply=link,
-        order=3,
+        order=2,
     ),
     ChangeInfo(
         name="grouped-gemm",

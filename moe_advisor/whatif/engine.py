@@ -1,10 +1,11 @@
 """Turns changes into estimates: three cases, honest ranges, the wall that comes next."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from moe_advisor.intervals import union
 from moe_advisor.measure.summary import Summary
@@ -13,7 +14,7 @@ from moe_advisor.roles.roles import COMMUNICATION, COMPUTE, Role
 from moe_advisor.whatif import calibrate
 from moe_advisor.whatif.catalog import CHANGES, ChangeInfo
 from moe_advisor.whatif.changes.contention import contended
-from moe_advisor.whatif.changes.edit import Ask, Case, Context, NotApplicableError
+from moe_advisor.whatif.changes.edit import Ask, Blocked, Case, Context, NotApplicableError
 from moe_advisor.whatif.changes.overlap import overlap_mode
 from moe_advisor.whatif.model import StepModel
 from moe_advisor.whatif.replay import Timing, replay
@@ -176,6 +177,9 @@ class _Engine:
         if not self.model.lanes:
             return Estimate(status="not_measured", reason="no training step in the trace")
         wanted = sorted(wanted, key=lambda one: one.info.order)
+        for number, one in enumerate(wanted):
+            if block := self._block(one, wanted[:number]):
+                return self._blocked(one, block, [other for other in wanted if other is not one])
         gains: dict[Case, list[float]] = {}
         stages: list[float] = []
         after, changed = self.before(self.scales[1]), self.model
@@ -212,6 +216,46 @@ class _Engine:
             basis=self._basis(wanted, low, expected),
             dominant_assumption=self._dominant(wanted, gains),
             next_wall=self._next_wall(changed, after),
+        )
+
+    def _block(self, one: _Wanted, before: Sequence[_Wanted]) -> Blocked | None:
+        """Why `one` counts for nothing, even with the changes before it; or None."""
+        if one.info.blocked is None:
+            return None
+        try:
+            return one.info.blocked(self._changed(before, Case.EXPECTED), self.context)
+        except NotApplicableError:
+            return None  # the replay says which change does not apply
+
+    def _blocked(self, one: _Wanted, block: Blocked, others: Sequence[_Wanted]) -> Estimate:
+        """The others' gain without the blocked change; of it alone, the most that it can bring."""
+        if others:
+            found = self.estimate(others)
+            text = f"{one.info.name} counts for nothing here: {block.reason}."
+            if found.status == "not_measured":
+                return found
+            return structs.replace(found, basis=f"{found.basis} {text}")
+        engine = self
+        if block.first:
+            ask = Ask(None, Case.EXPECTED, self.context)
+            try:
+                model = CHANGES[block.first].apply(self.model, ask)
+            except NotApplicableError:
+                return Estimate(status="not_measured", reason=block.reason)
+            engine = _Engine(model, self.context, None)
+            engine.scales, engine.stretched = self.scales, self.stretched
+        free = _Wanted(replace(one.info, blocked=None), one.value)
+        most = engine.estimate([free])
+        if most.high_ms is None:
+            return most
+        high_ms = max(most.high_ms, 0.0)
+        when = f" after {block.first}, nothing before" if block.first else ""
+        return Estimate(
+            status="estimated",
+            low_ms=0.0,
+            high_ms=high_ms,
+            basis=f"At most {high_ms:.1f} ms{when}: {block.reason}.",
+            dominant_assumption=most.dominant_assumption,
         )
 
     def _changed(self, wanted: Sequence[_Wanted], case: Case) -> StepModel:
@@ -264,8 +308,9 @@ class _Engine:
         lane = self.model.lanes[0]
         ranks = f"{len(self.model.lanes)} rank{'s' if len(self.model.lanes) > 1 else ''}"
         names = " and ".join(self._named(one) for one in wanted)
+        name = lane.step if lane.step.startswith("step") else f"step {lane.step}"
         text = (
-            f"Replay of step {lane.step} on {ranks} with {names}: "
+            f"Replay of {name} on {ranks} with {names}: "
             f"{step / NS_PER_MS:.1f} ms becomes {(step - expected) / NS_PER_MS:.1f} ms"
         )
         if self.model.repeats > 1.0 + calibrate.SECTION_TOLERANCE:

@@ -36,6 +36,13 @@ def test_a_change_is_copyable_in_all_three_forms() -> None:
     ]
 
 
+def test_a_list_of_graph_modules_is_no_change_for_a_release_whose_scope_is_one_word() -> None:
+    spec = ChangeSpec(key="cuda_graph_modules", to=["attn", "moe_router"])
+    assert spell(spec, {}, {}, "0.15") == ([], "cuda_graph_modules needs Megatron-Core 0.16")
+    (first, *_), _ = spell(spec, {}, {}, "0.16")
+    assert first.key == "model.cuda_graph_scope"
+
+
 def test_environment_variables_are_exported() -> None:
     spec = ChangeSpec(key="CUDA_DEVICE_MAX_CONNECTIONS", to="32", framework="env")
     made, _ = spell(spec, {}, {"CUDA_DEVICE_MAX_CONNECTIONS": "1"})

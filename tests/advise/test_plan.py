@@ -256,6 +256,25 @@ def test_the_whole_plan_is_one_change_with_its_check() -> None:
     assert all("--set" in text for text in change.unknown)
 
 
+def test_a_given_configuration_that_cannot_start_is_not_called_unbroken() -> None:
+    one = rule("a", change="{key: moe_permute_fusion, to: true}")
+    config = {
+        "overlap_moe_expert_parallel_comm": True, "recompute_granularity": "full",
+        "moe_token_dispatcher_type": "alltoall", "moe_permute_fusion": False,
+    }  # fmt: skip
+    facts = Facts(
+        m={"step_ms": 100.0},
+        c={key: ConfigValue(value=value, source="config") for key, value in config.items()},
+    )
+    change = advise(facts, [one], {}).change
+    assert change is not None
+    assert change.broken == [
+        "not with full recompute (selective recompute goes) while EP overlap is on: raises "
+        "(already so in the configuration as given)"
+    ]
+    assert change.checked == change.passed + len(change.unknown) + 1
+
+
 def test_a_plan_of_work_outside_the_configuration_is_no_change_to_paste() -> None:
     assert advise(Facts(m={"step_ms": 100.0}), [rule("a")], {}).change is None
 

@@ -88,3 +88,10 @@ def test_the_precision_decides_the_peak() -> None:
     assert precision({"fp8": "hybrid", "fp8_recipe": "tensorwise"}) == "fp8"
     assert precision({"fp4": "e2m1", "fp8": None}, "fp8") == "nvfp4"
     assert precision({}, "unheard-of") == "bf16"
+
+
+def test_ranks_that_cannot_hold_the_model_are_no_count_of_gpus() -> None:
+    config = QWEN3_30B | {"expert_model_parallel_size": 16}
+    assert rates(config, 24713.8, 2, None).missing == ("world_size",)
+    assert rates(config, 24713.8, 2, 240.0).tokens_per_s_per_gpu is None
+    assert rates(config, 24713.8, 16, None).tokens_per_s_per_gpu is not None

@@ -311,5 +311,6 @@ def test_the_page_marks_the_change_and_loads_nothing(tmp_path: Path) -> None:
     page = history_html.render(store.read(db))
     assert page.count('class="mark"') == 1
     assert "commit c3 on: 100.0 ms to 120.0 ms, +20.0 ms (+20.0 %)" in page
+    assert ">run 1, c0<" in page
     assert "<script" not in page
     assert "http" not in page.replace("http-equiv", "")

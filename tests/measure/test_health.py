@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 
 from moe_advisor.ingest import sources
-from moe_advisor.measure.health import gpu_slowness, run_issues, slow_gpus
+from moe_advisor.measure.health import for_profiler, gpu_slowness, run_issues, slow_gpus
 from moe_advisor.measure.partial import RankPartial
 from moe_advisor.measure.rank import measure_rank
 from moe_advisor.measure.summary import summarise
@@ -60,6 +60,13 @@ def test_a_rank_with_fewer_steps_than_its_peers_was_cut_off() -> None:
     ranks = [partial(rank(0, steps=3)), partial(rank(1, steps=2))]
     (issue,) = run_issues(ranks, "nsys")
     assert (issue.id, issue.rank, issue.count) == ("rank-shorter", 1, 1)
+
+
+def test_the_command_to_capture_again_is_that_of_the_profiler_used() -> None:
+    issues = run_issues([partial(rank(0, steps=3)), partial(rank(1, steps=1))], "nsys")
+    (nsys,), (torch,) = for_profiler(issues, "nsys"), for_profiler(issues, "torch")
+    said = [("nsys profile" in m, "torch.profiler" in m) for m in (nsys.message, torch.message)]
+    assert said == [(True, False), (False, True)]
 
 
 def test_operator_ranges_inflate_the_host_only_where_they_are_nvtx() -> None:

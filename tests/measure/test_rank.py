@@ -175,6 +175,16 @@ def test_every_division_of_a_step_is_exact(chosen: list[tuple[int, int, str, int
     assert t["ep_a2a_blocking"] <= t["ep_a2a_exposed"] <= t["ep_a2a"] <= t["comm"]
 
 
+def test_of_kernels_that_start_together_their_order_does_not_say_which_was_blocked() -> None:
+    found = []
+    for second in ([(2, 1, "kernel", 1, 9), (2, 1, "kernel", 0, 7)],
+                   [(2, 1, "kernel", 0, 7), (2, 1, "kernel", 1, 9)]):  # fmt: skip
+        chosen = [(0, 1, "kernel", 0, 7), (0, 2, "ep", 0, 7), *second]
+        found.append(measure_rank(built(chosen).build(), builtin()).partial)
+    one, other = (partial.times_ns["ep_a2a_blocking"].tolist() for partial in found)
+    assert one == other
+
+
 @settings(max_examples=30, deadline=None)
 @given(rows, st.randoms())
 def test_the_order_of_rows_does_not_matter(chosen: list, random: object) -> None:

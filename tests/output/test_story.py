@@ -4,7 +4,9 @@ import msgspec
 import pytest
 
 from moe_advisor.output import plan_view, run_view, step_view, tile_view, verdict_view
+from moe_advisor.output.charts import below_class, bracket_titles
 from moe_advisor.output.formatting import tenths
+from moe_advisor.output.step_view import Bar, Segment
 from moe_advisor.result import Estimate
 from tests.output.result_builder import (
     ALL,
@@ -36,6 +38,30 @@ def test_brackets_add_up_too(name: str) -> None:
     mean = step_view.mean_bar(ALL[name]())
     assert mean is not None
     assert sum(family[1] for family in mean.families()) == tenths(mean.total_ms)
+
+
+@pytest.mark.parametrize("parts", [(284.1, 56.4, 19.3), (23.1, 5.8, 155.6), (3.0, 3.0, 194.0)])
+def test_family_totals_over_a_bar_never_touch_or_leave_it(parts: tuple[float, ...]) -> None:
+    families = ("compute", "exposed_communication", "rest")
+    bar = Bar(
+        "Mean",
+        "",
+        "",
+        tuple(
+            Segment(family, family, "compute", family, ms, round(10 * ms), ms / sum(parts))
+            for family, ms in zip(families, parts, strict=True)
+        ),
+        sum(parts),
+    )
+    placed = bracket_titles(bar, sum(parts), 7.8, 900)
+    assert len(placed) == 3
+    edge = 0.0
+    for words, middle, need in placed:
+        half = len(words) * 7.8 / 2
+        assert need <= 900.5
+        assert middle * 900 - half >= edge - 0.01
+        edge = middle * 900 + half
+    assert edge <= 900
 
 
 def test_table_columns_add_up_per_rank() -> None:
@@ -175,3 +201,8 @@ def test_open_questions_don_t_repeat_each_other() -> None:
     assert verdict_view.open_questions(balanced()) == [
         "Peak memory: no memory events in the trace; give --log or recapture"
     ]
+
+
+def test_a_wall_label_that_a_narrow_bar_hides_stands_below_it() -> None:
+    assert below_class([("EP all-to-all on the wire 43.7 %", 0.437)]) == "u560"
+    assert below_class([]) == ""

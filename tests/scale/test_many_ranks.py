@@ -149,7 +149,10 @@ def test_another_option_or_another_byte_is_another_result(
     assert result(trace, cache=store, steps="0:1") == part == result(trace, steps="0:1")
 
 
-def test_ctrl_c_stops_at_once_and_leaves_nothing(ranks: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_stop_at_once_and_leave_nothing(
+    ranks: Path, tmp_path: Path, number: signal.Signals
+) -> None:
     command = [sys.executable, "-m", "moe_advisor", "analyze", str(ranks), "-q", "-o", "out"]
     process = subprocess.Popen(
         [*command, "--jobs", "2", "--cache", "cache"],
@@ -162,7 +165,7 @@ def test_ctrl_c_stops_at_once_and_leaves_nothing(ranks: Path, tmp_path: Path) ->
         assert process.poll() is None
         time.sleep(0.01)
     began = time.monotonic()
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     _, said = process.communicate(timeout=30)
     assert time.monotonic() - began < 5
     assert process.returncode == 130

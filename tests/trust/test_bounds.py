@@ -1,7 +1,10 @@
 """Each bound ends in one line that names the option which raises it, and the option does."""
 
 import gzip
+import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -10,6 +13,7 @@ import pytest
 
 from moe_advisor import bounded
 from moe_advisor.errors import InputError
+from moe_advisor.ingest import sqlite_reader
 from moe_advisor.ingest.sqlite_reader import open_sqlite
 from moe_advisor.memory_guard import MemoryGuard, default_limit_bytes, used_bytes
 from moe_advisor.table_source import Column
@@ -17,6 +21,7 @@ from tests import kineto_builder
 from tests.hostile.cases import steps
 from tests.hostile.run_cases import program
 from tests.nsys_builder import two_steps
+from tests.trust import endless
 
 
 def refused(arguments: list[str], option: str) -> None:
@@ -91,6 +96,35 @@ def test_one_slow_query_is_ended_at_its_deadline(tmp_path: Path) -> None:
         assert time.monotonic() - begun < 5
 
 
+@pytest.mark.parametrize("path_taken", ["fast", "after damage"])
+def test_a_table_that_yields_no_row_for_hours_ends_at_the_deadline(
+    path_taken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = endless.write(tmp_path / "run.sqlite")
+
+    def damaged(*_: object) -> None:
+        raise sqlite3.DatabaseError
+
+    if path_taken == "after damage":
+        monkeypatch.setattr(sqlite_reader.SqliteSource, "_read_in_parts", damaged)
+    with bounded.using(bounded.Bounds(query_s=0.3)), open_sqlite(path) as source:
+        begun = time.monotonic()
+        with pytest.raises(InputError, match="--max-seconds"):
+            source.fetch("StringIds", (Column("id"), Column("value", "")))
+        assert time.monotonic() - begun < 10
+
+
+def test_an_interrupt_ends_a_query_that_yields_no_row(tmp_path: Path) -> None:
+    path = endless.write(tmp_path / "run.sqlite")
+    command = [sys.executable, "-m", "moe_advisor", "analyze", "-q", str(path)]
+    with subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True) as child:
+        time.sleep(3)
+        child.send_signal(signal.SIGTERM)
+        _, said = child.communicate(timeout=20)
+    assert child.returncode not in (0, 3)
+    assert "Traceback" not in said
+
+
 def test_the_deadline_option_reaches_the_reader(tmp_path: Path) -> None:
     trace = str(two_steps().write(tmp_path / "run.sqlite"))
     refused(
@@ -101,7 +135,7 @@ def test_the_deadline_option_reaches_the_reader(tmp_path: Path) -> None:
 
 def test_unpacking_is_bounded_and_the_option_raises_it(tmp_path: Path) -> None:
     content = kineto_builder.trace(*steps())
-    filler = b" " * (40 << 20)
+    filler = b" " * (36 << 20)
     path = tmp_path / "bomb.json.gz"
     path.write_bytes(gzip.compress(content.replace(b"\n  },", b"\n  }," + filler, 2), 1))
     out = ["-q", "-o", str(tmp_path / "o")]

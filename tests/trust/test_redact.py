@@ -79,3 +79,14 @@ def test_tables_of_activities_are_refused_with_redaction(tmp_path: Path) -> None
     assert ended.code == 2
     assert "moe-advisor scrub" in ended.stderr
     assert not (tmp_path / "t.csv").exists()
+
+
+def test_whatif_hides_the_names_of_steps_too(real_trace: Traces) -> None:
+    (trace,) = real_trace("nsys/pp_mix")
+    for more in ([], ["--format", "json"], ["--apply", "link=2"]):
+        plain = program(["whatif", str(trace), *more])
+        strict = program(["whatif", str(trace), "--redact", "strict", *more])
+        assert plain.code == strict.code == 0, strict.stderr
+        assert "iteration" in plain.stdout
+        assert "iteration" not in strict.stdout
+        assert "step 2" in strict.stdout

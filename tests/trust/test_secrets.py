@@ -12,7 +12,7 @@ Traces = Callable[[str], list[Path]]
 
 
 def searched(trace: Path, out: Path) -> list[str]:
-    """Runs every verb; where the canary was seen. Each verb must have done its work."""
+    """Runs every verb, scrub too; where the canary was seen. Each must have done its work."""
     found = []
     for name, arguments in runs(trace, out):
         ended = run(arguments)

@@ -396,6 +396,85 @@ def test_a_faster_link_shortens_transfers_down_to_their_fixed_cost() -> None:
     assert step_us(apply(before, "link", "4")) == 10 + 25
 
 
+def over(gbps: float, **facts) -> StepModel:
+    """An all-to-all of 90 MB that leaves each rank at this rate, and an all-reduce of 1 ms."""
+    lanes = []
+    for rank in range(2):
+        s = Step()
+        time = 10 + 90e6 / gbps / 1e3  # the fixed cost and the rest
+        s.item(time, Role.EP_DISPATCH, collective=0, sent=180_000_000, own=90_000_000)
+        s.item(1_000, Role.DP_GRAD_REDUCE, collective=1, sent=10_000_000)
+        lanes.append(s.lane(time + 1_000, rank=rank))
+    return model(*lanes, collectives=2, **facts)
+
+
+def test_a_link_as_fast_as_nvlink_follows_from_the_rate_of_the_trace() -> None:
+    before = over(22.5)  # a twentieth of 450 GB/s; the all-reduce gets 10 GB/s
+    for case, reach in zip(Case, calibrate.NVLINK_REACH, strict=True):
+        after = apply(before, "link", None, case).lanes[0].items
+        left = 0.05 / reach
+        assert after.transfer_ns[0] == pytest.approx((10 + 4_000 * left) * US, rel=0.001)
+        assert after.transfer_ns[1] == pytest.approx((10 + 990 * left) * US, rel=0.001)
+    assert step_us(apply(before, "link", "nvlink")) == step_us(apply(before, "link"))
+
+
+def test_only_the_expert_groups_move_where_another_group_spans_domains() -> None:
+    after = apply(over(22.5, group_sizes={"dp": 16}), "link").lanes[0].items
+    assert after.transfer_ns[0] < 500 * US
+    assert after.transfer_ns[1] == 1_000 * US
+
+
+def test_a_link_that_is_nvlink_or_unknown_gets_no_factor_of_its_own() -> None:
+    with pytest.raises(NotApplicableError, match="move 200 GB/s of NVLink's 450: that is NVLink"):
+        apply(over(200), "link")
+    with pytest.raises(NotApplicableError, match=r"all ranks of a group; or say .*link=FACTOR"):
+        apply(model(layers(wire=2_000).lane(4_300)), "link")
+    with pytest.raises(NotApplicableError, match="figure for this GPU is not known"):
+        apply(replace(over(22.5), hardware={}), "link")
+
+
+def slow_layer(**facts) -> StepModel:
+    lanes = []
+    for rank in range(2):
+        s = layers(wire=2_000)
+        for number, row in enumerate(one for one in s.rows if one["bytes_sent"] > 0):
+            row["collective"] = number
+        lanes.append(s.lane(4_300, rank=rank))
+    return model(*lanes, collectives=2, **facts)
+
+
+def test_a_dispatch_library_without_peer_access_is_worth_what_it_brings_after_the_link() -> None:
+    alone, link = combine(slow_layer(), ("dispatcher",)), combine(slow_layer(), ("link",))
+    both = combine(slow_layer(), ("dispatcher", "link"))
+    assert alone.expected_ms is None
+    assert alone.low_ms == 0.0
+    assert "20 of NVLink's 450 GB/s inside one NVLink domain" in (alone.basis or "")
+    assert (both.expected_ms or 0.0) > (link.expected_ms or 0.0)
+    # Not more than its bound on top of the link's gain, and nothing at all without the link.
+    assert (both.expected_ms or 0.0) - (link.expected_ms or 0.0) <= (alone.high_ms or 0.0)
+    rest = combine(slow_layer(), ("dispatcher", "ep-overlap=chunked"))
+    assert rest.expected_ms == combine(slow_layer(), ("ep-overlap=chunked",)).expected_ms
+    assert "dispatcher counts for nothing here" in (rest.basis or "")
+    still_slow = combine(slow_layer(), ("dispatcher", "link=2"))
+    assert still_slow.expected_ms == combine(slow_layer(), ("link=2",)).expected_ms
+
+
+def test_between_hosts_a_dispatch_library_has_a_bound_until_peer_access_is_known() -> None:
+    spread = slow_layer(groups={"x": "ep"}, group_sizes={"x": 16})
+    bound = combine(spread, ("dispatcher",))
+    known = combine(spread, ("dispatcher",), config={"peer_access": True})
+    assert bound.expected_ms is None
+    assert "need RDMA" in (bound.basis or "")
+    assert known.expected_ms is not None
+    assert bound.high_ms == known.high_ms
+
+
+def test_one_rank_of_a_seemingly_slow_link_gives_a_dispatch_library_no_gain() -> None:
+    found = combine(model(layers(wire=2_000).lane(4_300)), ("dispatcher",))
+    assert found.status == "not_measured"
+    assert "give all ranks of a group" in (found.reason or "")
+
+
 def test_a_dispatch_library_sends_one_copy_per_rank_and_permutes_once() -> None:
     before = model(layers(wire=2_000).lane(4_300))
     after = apply(before, "dispatcher", None, Case.HIGH, moe_router_topk=8)

@@ -6,7 +6,16 @@ from numpy.typing import NDArray
 from moe_advisor.roles.roles import Role
 from moe_advisor.whatif import calibrate
 from moe_advisor.whatif.blocks import PAYLOAD, Block
-from moe_advisor.whatif.changes.edit import Ask, Case, Context, blend, blocks_of, require
+from moe_advisor.whatif.changes.edit import (
+    Ask,
+    Blocked,
+    Case,
+    Context,
+    blend,
+    blocks_of,
+    require,
+)
+from moe_advisor.whatif.changes.wire import payload_gbps, slow_link
 from moe_advisor.whatif.model import Ints, Items, Lane, StepModel
 
 
@@ -28,6 +37,41 @@ def dispatcher(model: StepModel, ask: Ask) -> StepModel:
         for lane, found in zip(model.lanes, blocks, strict=True)
     ]
     return model.with_lanes(tuple(lanes))
+
+
+def blocked(model: StepModel, context: Context) -> Blocked | None:
+    """Why the library can't be counted on here: its way around host memory is not known to exist.
+
+    These libraries write into peers' memory. Inside one NVLink domain a slow link means that this
+    access is missing; between hosts it takes RDMA, which no trace shows and no pair of ours tested.
+    """
+    if context.config.get("peer_access") is True:
+        return None
+    found = slow_link(model)
+    if found is None:
+        unsure = None if payload_gbps(model) else slow_link(model, alone=True)
+        if unsure is None:
+            return None
+        return Blocked(
+            f"EP's all-to-alls move {unsure[0]:.0f} of NVLink's {unsure[1]:.0f} GB/s: a slow link "
+            "without the peer access that these libraries need, or waiting for ranks that are not "
+            "among the inputs: give all ranks of a group, or --set peer_access=true",
+            first="link",
+        )
+    rate, nvlink = found
+    here = f"EP's link moves {rate:.0f} of NVLink's {nvlink:.0f} GB/s"
+    domain = int(model.hardware.get("nvlink_domain_size") or calibrate.DEFAULT_DOMAIN)
+    if ep_size(model, context) <= domain:
+        return Blocked(
+            f"{here} inside one NVLink domain, so peer-to-peer access seems to be missing, without "
+            "which these libraries don't run: get it first (what-if link); --set peer_access=true "
+            "if it is there",
+            first="link",
+        )
+    return Blocked(
+        f"{here}: between hosts these libraries need RDMA and their gain is untested by us "
+        "(--set peer_access=true once it is there)"
+    )
 
 
 def _dispatched(
@@ -99,7 +143,7 @@ def _dispatch_wire_ns(
     rate_now = leaving[known].sum() / items.transfer_ns[known].sum()  # bytes/ns = GB/s
     tokens = items.bytes_sent / experts
     copies = ranks * (1.0 - (1.0 - 1.0 / ranks) ** experts)
-    domain = int(model.hardware.get("nvlink_domain_size") or 8)
+    domain = int(model.hardware.get("nvlink_domain_size") or calibrate.DEFAULT_DOMAIN)
     groups = -(-ranks // domain) if ranks > domain else ranks
     crossing = (groups - 1) * (1.0 - (1.0 - 1.0 / groups) ** experts)
     low, high = calibrate.DISPATCH_GBPS[library]

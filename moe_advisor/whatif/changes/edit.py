@@ -41,6 +41,14 @@ class Ask:
     context: Context
 
 
+@dataclass(frozen=True)
+class Blocked:
+    """Why a change counts for nothing yet; `first`: the change after which it does, if any."""
+
+    reason: str
+    first: str | None = None
+
+
 def select(lane: Lane, keep: NDArray[np.bool_]) -> Lane:
     """The lane without the other items; what depended on one depends on what that depended on.
 

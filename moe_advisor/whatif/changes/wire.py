@@ -1,17 +1,21 @@
-"""A link of another speed."""
+"""A link of another speed, and how fast the link is now."""
 
 from collections.abc import Mapping
 
 import numpy as np
 
 from moe_advisor.roles.roles import Family, Role
+from moe_advisor.whatif import calibrate
+from moe_advisor.whatif.blocks import PAYLOAD
 from moe_advisor.whatif.changes.edit import Ask, Case, NotApplicableError, each, require
 from moe_advisor.whatif.model import Lane, StepModel
 
 
 def link(model: StepModel, ask: Ask) -> StepModel:
-    """Every collective's wire faster by a factor; its fixed cost stays."""
-    factor = _number(ask.value, 2.0, "link")
+    """Every collective's wire faster by a factor, or as fast as NVLink; its fixed cost stays."""
+    if ask.value in (None, "nvlink"):
+        return scale_wire(model, _to_nvlink(model, ask.case), ask.case)
+    factor = _number(str(ask.value), "link")
     require(factor > 0, f"link={ask.value}: the factor is above 0, 2 for a link twice as fast")
     scaled = scale_wire(model, dict.fromkeys(WIRE_FAMILIES, 1.0 / factor), ask.case)
     require(
@@ -52,10 +56,85 @@ def scale_wire(
     return each(model, change)
 
 
-def _number(value: str | None, default: float, name: str) -> float:
-    if value is None:
-        return default
+def payload_gbps(model: StepModel, *, alone: bool = False) -> float | None:
+    """Rate (GB/s) at which EP all-to-alls move what leaves a rank, their fixed cost taken off.
+
+    None without their sizes, where all are small (latency, not a rate), and where peers are
+    missing: waiting then counts as transfer. `alone`: with those as well, a rate that is too low.
+    """
+    fixed = model.calibration.wire_floor_ns
+    moved = taken = 0.0
+    for lane in model.lanes:
+        items = lane.items
+        leaving = items.bytes_sent - np.maximum(items.bytes_self, 0)
+        rows = items.has_role(*PAYLOAD) & (items.transfer_ns > fixed)
+        rows &= (items.collective >= 0) | alone
+        rows &= leaving >= calibrate.RATE_BYTES
+        moved += float(leaving[rows].sum())
+        taken += float((items.transfer_ns[rows] - fixed).sum())
+    return moved / taken if moved > 0 and taken > 0 else None
+
+
+def slow_link(model: StepModel, *, alone: bool = False) -> tuple[float, float] | None:
+    """Rate of EP's link and NVLink's figure (GB/s), where the first is another link's; or None."""
+    rate, nvlink = payload_gbps(model, alone=alone), model.hardware.get("nvlink_gbps_per_direction")
+    if not rate or not nvlink or rate >= calibrate.SLOW_LINK_SHARE * float(nvlink):
+        return None
+    return rate, float(nvlink)
+
+
+def in_one_domain(model: StepModel) -> bool:
+    """Whether every process group of the trace would fit into one NVLink domain."""
+    sizes = [int(size) for size in model.facts.get("group_sizes", {}).values()]
+    domain = int(model.hardware.get("nvlink_domain_size") or calibrate.DEFAULT_DOMAIN)
+    return max([*sizes, len(model.lanes)]) <= domain
+
+
+def _to_nvlink(model: StepModel, case: Case) -> dict[Family, float]:
+    """What is left of each family's transfers once they cross NVLink.
+
+    Other families than EP come along where they are slow too and all groups fit into one domain:
+    then it is the machine's peer-to-peer access, else only the expert groups that move.
+    """
+    own = "; or say how many times as fast: link=FACTOR"
+    require(
+        any(lane.items.family(Family.EP).any() for lane in model.lanes),
+        "no expert-parallel collectives in the step" + own,
+    )
+    nvlink = float(model.hardware.get("nvlink_gbps_per_direction") or 0.0)
+    require(nvlink > 0, "NVLink's figure for this GPU is not known: --set gpu_name=NAME" + own)
+    rate = payload_gbps(model) or 0.0
+    require(
+        rate > 0,
+        "how fast EP's link is can't be told: needs the sizes of its all-to-alls (4 MiB or more) "
+        "and all ranks of a group" + own,
+    )
+    require(
+        slow_link(model) is not None,
+        f"EP's all-to-alls move {rate:.0f} GB/s of NVLink's {nvlink:.0f}: that is NVLink already"
+        + own,
+    )
+    left = min(1.0, rate / (calibrate.NVLINK_REACH[case] * nvlink))
+    found = {Family.EP: left}
+    if in_one_domain(model):
+        limit = calibrate.SLOW_LINK_SHARE * nvlink
+        found |= {one: left for one in WIRE_FAMILIES if 0 < _family_gbps(model, one) < limit}
+    return found
+
+
+def _family_gbps(model: StepModel, family: Family) -> float:
+    """Bytes handed to the collectives of a family over their transfers, GB/s; 0 if unknown."""
+    rows = [
+        (lane.items, lane.items.family(family) & (lane.items.bytes_sent > 0))
+        for lane in model.lanes
+    ]
+    taken = sum(float(items.transfer_ns[which].sum()) for items, which in rows)
+    sent = sum(float(items.bytes_sent[which].sum()) for items, which in rows)
+    return sent / taken if taken > 0 else 0.0
+
+
+def _number(value: str, name: str) -> float:
     try:
         return float(value)
     except ValueError:
-        raise NotApplicableError(f"{name}={value}: not a number") from None
+        raise NotApplicableError(f"{name}={value}: neither a number nor nvlink") from None
