@@ -8,10 +8,23 @@ from numpy.typing import NDArray
 
 Codes = NDArray[np.integer[Any]]
 
+_FEW = 16
+"""One pass for each value is cheaper than a hash of all, up to about so many."""
+
 
 def distinct(codes: Codes) -> list[int]:
     """The values that occur in `codes` (non-negative and small), ascending."""
     return np.flatnonzero(np.bincount(codes)).tolist() if len(codes) else []
+
+
+def few(values: NDArray[np.int64]) -> list[int]:
+    """The distinct values of a column of any numbers that holds only few different ones."""
+    found: list[int] = []
+    rest = values
+    while len(rest) and len(found) < _FEW:
+        found.append(int(rest[0]))
+        rest = rest[rest != rest[0]]
+    return sorted(found) if not len(rest) else np.unique(values).tolist()
 
 
 def among(codes: Codes, wanted: Iterable[int]) -> NDArray[np.bool_]:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from moe_advisor.codes import among, compact, distinct
+from moe_advisor.codes import among, compact, distinct, few
 
 CODES = arrays.arrays(np.uint32, st.integers(0, 30), elements=st.integers(0, 500))
 
@@ -25,3 +25,8 @@ def test_compact_codes_lead_back_to_the_values(codes: np.ndarray) -> None:
     values, place = compact(codes)
     assert values.tolist() == sorted(set(codes.tolist()))
     assert values[place].tolist() == codes.tolist()
+
+
+@given(arrays.arrays(np.int64, st.integers(0, 60), elements=st.integers(-(2**62), 2**62)))
+def test_few_values_are_those_of_a_sort_however_many_they_are(values: np.ndarray) -> None:
+    assert few(values) == np.unique(values).tolist()

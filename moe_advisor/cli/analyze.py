@@ -125,6 +125,7 @@ def analyze(
     from moe_advisor.output.writer import TRACE_KINDS
     from moe_advisor.progress import TerminalLine
 
+    allocator.collect_rarely()
     parse_gates(fail_on)
     options = analysis.Options(
         steps=steps,

@@ -5,6 +5,7 @@ hold millions of rows, and only names, communicators and processes are few.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from moe_advisor.codes import distinct as distinct_codes
+from moe_advisor.codes import few
 from moe_advisor.ingest import nccl_nvtx
 from moe_advisor.ingest.nsys_events import stream_waits
 from moe_advisor.model import (
@@ -217,7 +220,7 @@ class Build:
             kept = part if part.select(sane.all()).item() else part.filter(sane)
             kept = kept.select(*slim, by.alias("_by"))
             owner = kept.drop_in_place("_by").to_numpy()
-            values = np.unique(owner).tolist()
+            values = few(owner)
             if len(values) == 1:
                 return {values[0]: kept}, part.height - kept.height
             split = {value: kept.filter(pl.Series(owner == value)) for value in values}
@@ -241,7 +244,7 @@ class Build:
         `unknown` is the name where the string is missing; `strip` shortens the others.
         """
         # Not polars' own unique, which sorts: here are few values among millions.
-        parts = [np.unique(part.to_numpy()) for part in ids]
+        parts = [_distinct(part.to_numpy()) for part in ids]
         distinct = (
             np.unique(np.concatenate(parts)).astype(np.int64)
             if parts
@@ -255,6 +258,11 @@ class Build:
             texts.append(strip(known) if strip else known)
         codes = self.names.codes(texts)
         return lambda series: lookup(series.to_numpy(), distinct, codes)
+
+
+def _distinct(ids: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
+    small = len(ids) and int(ids.min()) >= 0 and int(ids.max()) < len(ids)
+    return np.asarray(distinct_codes(ids), ids.dtype) if small else np.unique(ids)
 
 
 def lookup(
@@ -655,14 +663,23 @@ def _build_ranks(
 ) -> tuple[RankTrace, ...]:
     processes = sorted({key.process for key in keys})
     calls = _calls(work, processes)
-    tables: list[pl.DataFrame] = []
-    while per_rank:
-        one = calls.get(keys[len(tables)].process, _NO_CALLS)
-        tables.append(_with_calls(per_rank.pop(0), one))
-    _report_joins(work, tables, calls)
-    ends = [int(table["end_ns"].max()) for table in tables]  # type: ignore[arg-type]
-    ends += [int(one.table["end_ns"].max()) for one in calls.values()]  # type: ignore[arg-type]
-    ranges, nccl = _ranges(work, processes, max(ends))
+    # From here on the work is joins on one core each: what is read next is read beside them.
+    with ThreadPoolExecutor(1) as beside:
+        fetched = beside.submit(_fetch_ranges, work.source)
+        waiting = beside.submit(
+            stream_waits,
+            work.source,
+            {(key.process, key.device): calls.get(key.process, _NO_CALLS) for key in keys},
+        )
+        tables: list[pl.DataFrame] = []
+        while per_rank:
+            one = calls.get(keys[len(tables)].process, _NO_CALLS)
+            tables.append(_with_calls(per_rank.pop(0), one))
+        _report_joins(work, tables, calls)
+        ends = [int(table["end_ns"].max()) for table in tables]  # type: ignore[arg-type]
+        ends += [int(one.table["end_ns"].max()) for one in calls.values()]  # type: ignore[arg-type]
+        ranges, nccl = _ranges(work, processes, max(ends), fetched.result())
+        waits = waiting.result()
     found = nccl_nvtx.collectives(
         [
             nccl_nvtx.RankLaunches(
@@ -679,10 +696,6 @@ def _build_ranks(
     work.issues.extend(found.issues)
     numbers = found.ranks or tuple(range(len(keys)))
     memory = _memory(work, keys)
-    waits = stream_waits(
-        work.source,
-        {(key.process, key.device): calls.get(key.process, _NO_CALLS) for key in keys},
-    )
     device_of = nsys_devices(work.source)
     hosts = {machine: i + 1 for i, machine in enumerate(sorted({key.machine for key in keys}))}
     names = work.names.all()
@@ -759,11 +772,8 @@ def _report_joins(
 # --- host ranges ----------------------------------------------------------------------------
 
 
-def _ranges(
-    work: Build, processes: Sequence[int], capture_end: int
-) -> tuple[dict[int, pl.DataFrame], dict[int, pl.DataFrame]]:
-    """The ranges of each process, and its NCCL ranges with their payloads."""
-    frame = work.source.fetch(
+def _fetch_ranges(source: TableSource) -> pl.DataFrame:
+    return source.fetch(
         RANGES,
         (
             Column("start", NO_TIME),
@@ -777,6 +787,12 @@ def _ranges(
         ),
         Among("eventType", (*_RANGE_TYPES, _DOMAIN_CREATED)),
     )
+
+
+def _ranges(
+    work: Build, processes: Sequence[int], capture_end: int, frame: pl.DataFrame
+) -> tuple[dict[int, pl.DataFrame], dict[int, pl.DataFrame]]:
+    """The ranges of each process, and its NCCL ranges with their payloads."""
     owner = frame["globalTid"].to_numpy() & PROCESS_MASK
     if list(processes) == [NO_PROCESS]:
         owner = np.zeros(frame.height, dtype=np.int64)

@@ -152,7 +152,12 @@ class SqliteSource:
                 self.missing_bytes = _missing_bytes(path)
             self._most_rows = found.stat().st_size // _LEAST_ROW_BYTES + 1
             self._uri = read_only_uri(found)
-            self._plain = sqlite3.connect(self._uri, uri=True, timeout=_LOCK_WAIT_S)
+            self._plain = sqlite3.connect(
+                self._uri,
+                uri=True,
+                timeout=_LOCK_WAIT_S,
+                check_same_thread=False,  # one thread asks at a time, but not always the same
+            )
             self._stack.callback(self._plain.close)
             self._plain.text_factory = bytes
             self._plain.set_progress_handler(self._late, _LOOK_EVERY)

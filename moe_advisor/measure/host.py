@@ -70,10 +70,11 @@ def next_issue_ns(
     `starts` is sorted. Of several that start together the one issued first counts.
     """
     low = np.searchsorted(starts, at)
-    high = np.searchsorted(starts, at, side="right")
     found = issued[low]
-    for tie in np.flatnonzero(high - low > 1).tolist():
-        found[tie] = issued[low[tie] : high[tie]].min()
+    beyond = np.append(starts[1:], np.iinfo(np.int64).max)
+    for tie in np.flatnonzero(beyond[low] == at).tolist():
+        high = np.searchsorted(starts, at[tie], side="right")
+        found[tie] = issued[low[tie] : high].min()
     return found
 
 

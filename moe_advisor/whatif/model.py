@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_advisor.codes import among
 from moe_advisor.roles.roles import Family, Role
 
 Ints = NDArray[np.int64]
@@ -80,11 +81,11 @@ class Items:
     def family(self, *families: Family) -> Flags:
         """Which items belong to one of these families."""
         wanted = [number for number, family in enumerate(FAMILY_OF_ROLE) if family in families]
-        return np.isin(self.role, wanted)
+        return among(self.role, wanted)
 
     def has_role(self, *roles: Role) -> Flags:
         """Which items have one of these roles."""
-        return np.isin(self.role, roles)
+        return among(self.role, roles)
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,7 @@ rows = st.lists(
     ),
     min_size=1,
     max_size=14,
+    unique_by=lambda row: (row[0], row[4]),  # a stream starts one thing at a time
 )
 
 
