@@ -32,8 +32,38 @@ MAX_QUOTES = 3
 _PLACE = re.compile(r"\$\{(\w+)(?::?-([^}]*))?\}|\$(\w+)")
 
 
+_BRANCH = re.compile(r"(?:^|[;&|]|\bthen\b|\belse\b|\bdo\b)\s*(if|case|fi|esac)\b")
+"""Where a script's command begins or ends a branch."""
+
+
 def read(text: str) -> tuple[dict[str, Any], str, bool]:
-    """Flags, overrides and variables of a launch command or script, without running it."""
+    """Flags, overrides and variables of a launch command or script, without running it.
+
+    Also tells the framework, and whether what is not set has its default. What only a branch sets
+    (`if`, `case`) may be set or not: it is left out, unless all else says the same.
+    """
+    always, sometimes = _branches(text)
+    raw, framework, whole = _read(always)
+    if not raw:  # all of the script is one branch
+        return _read(text)
+    doubtful = {key for key, value in _read(sometimes)[0].items() if raw.get(key) != value}
+    kept = {key: value for key, value in raw.items() if key not in doubtful}
+    return kept, framework, whole and not doubtful
+
+
+def _branches(text: str) -> tuple[str, str]:
+    """The lines of a script that always run, and those that a branch may pass over."""
+    lines: tuple[list[str], list[str]] = ([], [])
+    depth = 0
+    for line in text.replace("\\\r\n", " ").replace("\\\n", " ").splitlines():
+        words = _BRANCH.findall(line.partition(" #")[0])
+        opened = sum(word in ("if", "case") for word in words)
+        lines[bool(depth or opened)].append(line)
+        depth = max(depth + 2 * opened - len(words), 0)
+    return "\n".join(lines[0]), "\n".join(lines[1])
+
+
+def _read(text: str) -> tuple[dict[str, Any], str, bool]:
     raw: dict[str, Any] = {}
     variables: dict[str, str] = {}
     tokens: list[str] = []

@@ -13,7 +13,7 @@ from moe_advisor.analysis import analyze
 from moe_advisor.compare.judge import compare
 from moe_advisor.compare.model import Comparison, Delta
 from moe_advisor.errors import InputError
-from moe_advisor.result import MetricValue, RankValue, Result
+from moe_advisor.result import ConfigValue, MetricValue, RankValue, Result
 from tests.output.result_builder import balanced
 
 Traces = Callable[[str], list[Path]]
@@ -227,5 +227,8 @@ def test_the_layer_and_the_only_key_that_changed_are_named() -> None:
 
 
 def test_a_key_that_only_one_capture_shows_is_named(result) -> None:
-    found = compare([result("nsys/shm_balanced")], [result("nsys/shm_overlap")], ("plain", "ov"))
+    plain, overlapped = result("nsys/shm_balanced"), result("nsys/shm_overlap")
+    shown = {"overlap_moe_expert_parallel_comm": ConfigValue(value=True, source="trace")}
+    run = msgspec.structs.replace(overlapped.run, config=overlapped.run.config | shown)
+    found = compare([plain], [msgspec.structs.replace(overlapped, run=run)], ("plain", "ov"))
     assert "overlap_moe_expert_parallel_comm True in ov" in found.cause

@@ -376,3 +376,24 @@ def test_a_size_that_is_not_given_is_never_a_default() -> None:
     assert found["manual_gc_interval"].source == "default"
     assert "moe_router_topk" not in found
     assert "seq_length" not in found
+
+
+def test_what_only_a_branch_of_a_script_sets_is_unknown() -> None:
+    script = """
+MODEL_ARGS=(--num-layers 32 --hidden-size 4096 --num-experts 8 --moe-router-topk 2)
+PARALLEL_ARGS=(--tensor-model-parallel-size 1 --pipeline-model-parallel-size 4)
+if [ -n "$VPP" ]; then
+  PARALLEL_ARGS+=(--num-layers-per-virtual-pipeline-stage 2)
+fi
+if [ "$FUSE" = 1 ]; then MODEL_ARGS+=(--moe-permute-fusion --moe-router-topk 2); fi
+case $KIND in
+  big) MODEL_ARGS+=(--moe-grouped-gemm) ;;
+esac
+torchrun --nproc-per-node 8 pretrain_gpt.py ${MODEL_ARGS[@]} ${PARALLEL_ARGS[@]} --bf16
+"""
+    config = given(script)
+    assert config["moe_router_topk"] == 2  # the branch says the same
+    assert config["pipeline_model_parallel_size"] == 4
+    assert "virtual_pipeline_model_parallel_size" not in config
+    assert "moe_permute_fusion" not in config
+    assert "moe_grouped_gemm" not in config

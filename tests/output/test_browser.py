@@ -283,9 +283,12 @@ def test_an_anchor_opens_the_details_it_points_to(opened: Any) -> None:
 def test_label_leads_to_its_definition(opened: Any) -> None:
     one = opened("balanced")
     one.page.click('.tile a[href="#def-step_ms"]')
-    one.page.wait_for_timeout(700)
-    box = one.page.locator("#def-step_ms").bounding_box()
-    assert 0 <= box["y"] < 900
+    definition = one.page.locator("#def-step_ms")
+    for _ in range(50):  # smooth scrolling over a long page takes a second
+        one.page.wait_for_timeout(100)
+        if 0 <= definition.bounding_box()["y"] < 900:
+            break
+    assert 0 <= definition.bounding_box()["y"] < 900
 
 
 def test_tables_sort_and_say_how(opened: Any) -> None:
