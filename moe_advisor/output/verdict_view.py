@@ -147,8 +147,9 @@ def judged(result: Result) -> bool:
 
 
 def wall_score(result: Result, row: WallRow) -> str:
-    """A wall's score as printed; a dash where nothing of it was measured."""
-    return share(row.score) if judged(result) else "–"
+    """A wall's score as printed; a dash for a 0 of which part, or all, was not measured."""
+    unknown = row.missing is not None and not row.score
+    return "–" if unknown or not judged(result) else share(row.score)
 
 
 def not_recoverable(result: Result) -> float:

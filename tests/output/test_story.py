@@ -206,3 +206,15 @@ def test_open_questions_don_t_repeat_each_other() -> None:
 def test_a_wall_label_that_a_narrow_bar_hides_stands_below_it() -> None:
     assert below_class([("EP all-to-all on the wire 43.7 %", 0.437)]) == "u560"
     assert below_class([]) == ""
+
+
+def test_a_wall_of_which_part_is_not_measured_never_shows_a_zero() -> None:
+    result = balanced()
+    memory = next(row for row in verdict_view.wall_rows(result) if row.wall == "memory")
+    assert memory.score == 0
+    assert memory.missing
+    assert verdict_view.wall_score(result, memory) == "–"
+    whole = msgspec.structs.replace(result.walls, not_measured={})
+    told = msgspec.structs.replace(result, walls=whole)
+    row = next(row for row in verdict_view.wall_rows(told) if row.wall == "memory")
+    assert verdict_view.wall_score(told, row) == "0.0 %"
