@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -31,6 +31,9 @@ CONNECT_S = 30
 
 STOP_S = 2.0
 """So long a worker gets to remove its temporary files when it is stopped."""
+
+_STDERR = 2
+"""The descriptor, which libraries write to as well."""
 
 _WORKER_ENVIRONMENT = {
     "POLARS_MAX_THREADS": "1",  # the processes are the parallelism
@@ -131,7 +134,9 @@ class LocalProcesses:
         for name, value in _WORKER_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         # Ctrl-C reaches every process of the terminal: only this one answers, also while the worker
-        # is still importing. The mask is inherited.
+        # is still importing. The mask is inherited, unless the first start of multiprocessing's
+        # tracker unblocks it on the way: hence before.
+        resource_tracker.ensure_running()
         unmasked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             process.start()
@@ -163,17 +168,26 @@ class LocalProcesses:
 
 def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
     """The life of a worker: a task in, its outcome out, until the pipe closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
     while True:
         try:
             task = pipe.recv()
         except (EOFError, OSError):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is leaving
             return
         pipe.send(guarded(work, task))
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
+    """Ends a worker that is told to stop, once: a terminal and the parent may both tell it."""
     del frame
+    signal.signal(number, signal.SIG_IGN)  # a second one would break into the clean-up
+    # Where it breaks into a finaliser, Python prints the exit and goes on. The parent says what
+    # happened, and kills a worker that goes on.
+    silent = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(silent, _STDERR)
+    os.close(silent)
     sys.exit(128 + number)  # runs the clean-up of temporary folders
 
 

@@ -1,5 +1,8 @@
 """Many tasks in processes: each gives its outcome once, whatever becomes of the workers."""
 
+import signal
+import subprocess
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -61,3 +64,20 @@ def test_a_bad_option_is_the_users_error_and_no_lost_rank() -> None:
     found = outcomes(1, work.bad_option, [0])
     with pytest.raises(ConfigError, match=r"^--steps 9: selects none$"):
         raise_if_option(found[0])
+
+
+def test_a_worker_told_twice_to_stop_cleans_up_and_says_nothing() -> None:
+    program = """
+import atexit, os, signal
+from moe_advisor import execute
+
+def again_then_clean():
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("cleaned")
+
+atexit.register(again_then_clean)
+signal.signal(signal.SIGTERM, execute._leave)
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGTERM, b"cleaned\n", b"")
