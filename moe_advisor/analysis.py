@@ -692,6 +692,7 @@ def _from_log(
 
     unprofiled, profiled = log.step_ms(), summary.metrics["step_ms"].value
     if unprofiled and profiled:
+        t["unprofiled_step_ms"] = unprofiled
         t["profiler_overhead_share"] = profiled / unprofiled - 1.0
     config = {key: one.value for key, one in merge_config(infer_config(t), given).items()}
     config.setdefault("global_batch_size", log.global_batch_size())

@@ -20,7 +20,7 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar
 
-from moe_advisor import __version__
+from moe_advisor import __version__, interrupts
 from moe_advisor.errors import ConfigError, InputError
 
 TRIES = 3
@@ -31,6 +31,9 @@ CONNECT_S = 30
 
 STOP_S = 2.0
 """So long a worker gets to remove its temporary files when it is stopped."""
+
+START_S = 300.0
+"""A worker that has not imported its work by then never will; a second is usual."""
 
 _STDERR = 2
 """The descriptor, which libraries write to as well."""
@@ -70,6 +73,11 @@ class _Worker(Generic[T]):
     pipe: Connection
     task: int | None = None
     deadline: float = float("inf")
+    up: bool = False
+
+
+class _Up:
+    """What a worker says first: from here on the time is its task's."""
 
 
 class LocalProcesses:
@@ -88,12 +96,13 @@ class LocalProcesses:
         try:
             while waiting or any(worker.task is not None for worker in workers):
                 while waiting and len(workers) < min(self._jobs, len(tasks)):
-                    workers.append(self._started(work))
+                    with interrupts.held():  # else nobody would stop it
+                        workers.append(self._started(work))
                 for worker in workers:
                     if worker.task is None and waiting:
                         number = waiting.popleft()
                         worker.task = number
-                        worker.deadline = time.monotonic() + (self._timeout_s or float("inf"))
+                        worker.deadline = self._deadline(worker)
                         with contextlib.suppress(OSError):  # dead already: seen below
                             worker.pipe.send(tasks[number])
                 for worker, outcome in self._outcomes(workers):
@@ -148,6 +157,11 @@ class LocalProcesses:
         theirs.close()
         return _Worker(process, ours)
 
+    def _deadline(self, worker: _Worker[T]) -> float:
+        if self._timeout_s is None:
+            return float("inf")
+        return time.monotonic() + self._timeout_s + (0.0 if worker.up else START_S)
+
     def _outcomes(self, workers: Sequence[_Worker[T]]) -> list[tuple[_Worker[T], Any]]:
         """What came back; None for a worker that died."""
         left = min((worker.deadline for worker in workers), default=float("inf"))
@@ -158,7 +172,12 @@ class LocalProcesses:
             if worker.pipe not in ready:
                 continue
             try:
-                found.append((worker, worker.pipe.recv()))
+                said = worker.pipe.recv()
+                if isinstance(said, _Up):
+                    worker.up = True
+                    worker.deadline = self._deadline(worker)
+                    continue
+                found.append((worker, said))
                 worker.deadline = float("inf")
             except (EOFError, OSError):
                 worker.process.join(STOP_S)
@@ -170,6 +189,8 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
     """The life of a worker: a task in, its outcome out, until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
+    with contextlib.suppress(OSError):  # nobody waits any more: seen below
+        pipe.send(_Up())
     while True:
         try:
             task = pipe.recv()
@@ -229,18 +250,19 @@ def _died(process: BaseProcess) -> str:
 
 
 def _stop(workers: Sequence[_Worker[Any]]) -> None:
-    for worker in workers:
-        if worker.task is None:
+    with interrupts.held():
+        for worker in workers:
+            if worker.task is None:
+                worker.pipe.close()
+            else:
+                worker.process.terminate()
+        deadline = time.monotonic() + STOP_S
+        for worker in workers:
+            worker.process.join(max(deadline - time.monotonic(), 0.0))
+            if worker.process.is_alive():
+                worker.process.kill()
+                worker.process.join()
             worker.pipe.close()
-        else:
-            worker.process.terminate()
-    deadline = time.monotonic() + STOP_S
-    for worker in workers:
-        worker.process.join(max(deadline - time.monotonic(), 0.0))
-        if worker.process.is_alive():
-            worker.process.kill()
-            worker.process.join()
-        worker.pipe.close()
 
 
 # ----------------------------------------------------------------------------------------- Dask

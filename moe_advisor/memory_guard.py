@@ -1,14 +1,15 @@
 """Ends an analysis with one line before the machine runs out of memory and kills it without one."""
 
-import _thread
 import contextlib
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+from types import FrameType, TracebackType
+from typing import Any, Self
 
+from moe_advisor import interrupts
 from moe_advisor.errors import InputError
 
 SHARE_OF_MACHINE = 0.9
@@ -17,6 +18,10 @@ SHARE_OF_MACHINE = 0.9
 LOOK_EVERY_S = 0.05
 HARD_LIMIT_FACTOR = 1.25
 """Beyond so much of the limit the program ends at once: native code did not come to its end."""
+
+_SIGNAL = getattr(signal, "SIGURG", signal.SIGINT)
+"""Breaks into the main thread, also where it waits. Nothing else uses it, and unlike SIGINT it is
+not ignored in the background of a script."""
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 _PROC = Path("/proc")
@@ -57,6 +62,10 @@ def _resident(process: int) -> int:
     return 0
 
 
+class _TooMuch(KeyboardInterrupt):
+    """Breaks off the work of the main thread."""
+
+
 class MemoryGuard:
     """Around work of the main thread: InputError once more than `limit_bytes` are in use.
 
@@ -68,12 +77,14 @@ class MemoryGuard:
         self._done = threading.Event()
         self._tripped = False
         self._thread: threading.Thread | None = None
+        self._before: Any = None
 
     def __enter__(self) -> Self:
         if self._limit is None or threading.current_thread() is not threading.main_thread():
             return self
         if used_bytes() > self._limit:
             raise self._error()
+        self._before = signal.signal(_SIGNAL, self._break_off)
         self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
         self._thread.start()
         return self
@@ -84,11 +95,25 @@ class MemoryGuard:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self._thread is None:
+            return
+        try:
+            self._end()
+        except _TooMuch:  # met the first line
+            self._end()
+        if self._tripped and not interrupts.asked():
+            raise self._error() from None
+
+    def _end(self) -> None:
         self._done.set()
         if self._thread is not None:
             self._thread.join()
-        if self._tripped and isinstance(error, KeyboardInterrupt):
-            raise self._error() from None
+        signal.signal(_SIGNAL, self._before or signal.SIG_DFL)
+
+    def _break_off(self, number: int, frame: FrameType | None) -> None:
+        del number, frame
+        if not self._done.is_set():
+            raise _TooMuch
 
     def _error(self) -> InputError:
         return InputError(
@@ -102,7 +127,7 @@ class MemoryGuard:
             used = used_bytes()
             if used > limit and not self._tripped:
                 self._tripped = True
-                _thread.interrupt_main()
+                signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
             if used > limit * HARD_LIMIT_FACTOR:
                 os.write(2, f"moe-advisor: {self._error()}\n".encode())
                 os._exit(2)

@@ -104,6 +104,9 @@ RANGE_SCHEMA: Schema = {
 # one communicator the same way on all ranks, `description` says what it is for where the framework
 # told. Bytes count everything that is sent or received, the rank's own share included;
 # `bytes_self` is that share. `in_splits`/`out_splits` are rows per peer, empty where unknown.
+# `sequence` numbers the operations of a communicator the same way on all its ranks. Places are
+# ranks inside the group: the own one, and the lowest and highest of those that a point-to-point
+# kernel sends to and receives from (NONE: no such peer, or not told).
 COLLECTIVE_SCHEMA: Schema = {
     "activity": pl.Int64,
     "kind": pl.UInt8,
@@ -115,6 +118,12 @@ COLLECTIVE_SCHEMA: Schema = {
     "bytes_self": pl.Int64,
     "in_splits": pl.List(pl.Int64),
     "out_splits": pl.List(pl.Int64),
+    "sequence": pl.Int64,
+    "place": pl.Int64,
+    "to_low": pl.Int64,
+    "to_high": pl.Int64,
+    "from_low": pl.Int64,
+    "from_high": pl.Int64,
 }
 
 # Device memory levels after each event, sorted by time_ns. NONE where a level is not known.

@@ -102,6 +102,10 @@ class TraceBuilder:
         received: int | None = None,
         own: int = NONE,
         size: int = 2,
+        sequence: int = NONE,
+        place: int = NONE,
+        to: tuple[int, ...] = (),
+        from_: tuple[int, ...] = (),
         **options,
     ) -> dict:
         meta = {
@@ -114,6 +118,12 @@ class TraceBuilder:
             "bytes_self": own,
             "in_splits": [],
             "out_splits": [],
+            "sequence": sequence,
+            "place": place,
+            "to_low": min(to, default=NONE),
+            "to_high": max(to, default=NONE),
+            "from_low": min(from_, default=NONE),
+            "from_high": max(from_, default=NONE),
         }
         return self.kernel(start, end, name, collective=meta, **options)
 

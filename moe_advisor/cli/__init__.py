@@ -1,14 +1,12 @@
 """The command line: parses, calls, and turns errors into exit codes."""
 
 import os
-import signal
 import sys
-import threading
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 import click
 
-from moe_advisor import __version__
+from moe_advisor import __version__, interrupts
 from moe_advisor.errors import MoeAdvisorError
 
 if TYPE_CHECKING:
@@ -48,8 +46,24 @@ COMMANDS = {
 """Verb -> where its command lives: a verb's module is imported only when it runs."""
 
 
+class _StoppedError(BaseException):
+    """KeyboardInterrupt on its way past click, which would print an empty line for it."""
+
+
 class _LazyGroup(click.Group):
     """Lists verbs without importing them, so that --help is fast."""
+
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **more)
+        except KeyboardInterrupt:
+            raise _StoppedError from None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise _StoppedError from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -135,7 +149,7 @@ EXIT_CODES = {
     1: "A gate, budget or check that was asked for is not met, or could not be measured.",
     2: "The command line, a setting, a configuration or an input can't be used.",
     3: "A bug in the program: please report it with the output of --debug.",
-    130: "Interrupted by Ctrl-C or SIGTERM; no half-written output is left.",
+    interrupts.INTERRUPTED: "Interrupted by Ctrl-C or SIGTERM; no half-written output is left.",
 }
 """What `main` exits with."""
 
@@ -150,20 +164,37 @@ def _say(message: str) -> None:
     click.echo(f"moe-advisor: {safe_text(message, MESSAGE_LIMIT)}", err=True)
 
 
-def _terminated(*_: object) -> NoReturn:
-    """Lets SIGTERM end the program as Ctrl-C does, so that temporary files are removed."""
-    raise KeyboardInterrupt
+def _stopped() -> NoReturn:
+    sys.stderr.write(interrupts.SAID)
+    sys.stderr.flush()
+    sys.exit(interrupts.INTERRUPTED)
 
 
 def main(args: list[str] | None = None) -> None:
     """Runs the program and exits: 0 done, 1 gate failed, 2 usage or input, 3 bug, 130 interrupted."""
+    with interrupts.handled():
+        try:
+            _main(args)
+        except KeyboardInterrupt:  # while an error was being said
+            _stopped()
+
+
+def _call(arguments: list[str]) -> None:
+    """Runs a verb. KeyboardInterrupt where a signal came, whatever became of it on its way."""
+    try:
+        cli.main(arguments, prog_name="moe-advisor", standalone_mode=False)
+    except BaseException:
+        interrupts.check()
+        raise
+    interrupts.check()
+
+
+def _main(args: list[str] | None) -> None:
     arguments = sys.argv[1:] if args is None else args
     debug = "--debug" in arguments or os.environ.get(DEBUG_VARIABLE, "") not in ("", "0", "false")
     arguments = [argument for argument in arguments if argument != "--debug"]
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _terminated)
     try:
-        cli.main(arguments, prog_name="moe-advisor", standalone_mode=False)
+        _call(arguments)
     except MoeAdvisorError as error:
         if debug:
             raise
@@ -188,15 +219,16 @@ def main(args: list[str] | None = None) -> None:
             raise
         _say("out of memory: give fewer ranks at a time, --jobs 1, or more memory")
         sys.exit(2)
-    except (click.Abort, KeyboardInterrupt) as stop:
+    except (KeyboardInterrupt, _StoppedError):
+        _stopped()
+    except click.Abort as stop:
         # click calls an EOFError an abort too; here it can only be a bug.
-        if isinstance(stop.__context__, EOFError) and debug:
+        if debug:
             raise
-        if isinstance(stop.__context__, EOFError):
-            click.echo("moe-advisor: internal error: EOFError; run again with --debug", err=True)
-            sys.exit(3)
-        click.echo("moe-advisor: interrupted", err=True)
-        sys.exit(130)
+        if not isinstance(stop.__context__, EOFError):
+            _stopped()
+        click.echo("moe-advisor: internal error: EOFError; run again with --debug", err=True)
+        sys.exit(3)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)

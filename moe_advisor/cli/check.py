@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from moe_advisor.cli.loading import analysis_options, options_of, refuse_trace_options
+from moe_advisor.cli.outputs import redacted
 from moe_advisor.cli.reports import append_step_summary, gate_output_options, plan, write
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def check(
         refuse_trace_options(inputs[0].name)
     else:
         judge.validate(limits, rules=_rules(limits, options), keys=_keys(options))
-    result = earlier or analysis.analyze(paths, options)
+    result = redacted(earlier or analysis.analyze(paths, options))
     judged = judge.judge(limits, result)
     write(planned, lambda kind: _render(kind, judged, result), force)
     append_step_summary(lambda: budget_report.markdown(judged))

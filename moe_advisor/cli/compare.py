@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moe_advisor.cli.loading import analysis_options, load, options_of
+from moe_advisor.cli.loading import analysis_options, load, options_of, refuse_trace_options
+from moe_advisor.cli.outputs import redacted, redacting
 from moe_advisor.cli.reports import (
     append_step_summary,
     gate_output_options,
@@ -98,17 +99,23 @@ def compare(
     if baseline:
         inputs.append(Path(baseline.rpartition(":")[0]))
     writer.refuse(planned, inputs, force=force)
-    new_text = paths[-1]
-    new = [load([run], options) for run in sides.runs_of(new_text)]
-    new_name = sides.name_of(new_text)
+    runs = [sides.runs_of(path) for path in paths]
+    given_runs = [Path(run) for side in runs for run in side]
+    if all(map(sides.is_result, given_runs)):
+        refuse_trace_options(given_runs[-1].name)
+    new = [load([run], options) for run in runs[-1]]
+    new_name = sides.name_of(paths[-1])
     if baseline:
         base = _baseline(baseline, new, allow, new_name)
         base_name = baseline.rpartition(":")[2]
     else:
-        base = [load([run], options) for run in sides.runs_of(paths[0])]
+        base = [load([run], options) for run in runs[0]]
         base_name = sides.name_of(paths[0])
         if base_name == new_name:
             base_name, new_name = f"{base_name} (base)", f"{new_name} (new)"
+    if redacting():
+        base_name, new_name = "base", "new"
+        base, new = [redacted(one) for one in base], [redacted(one) for one in new]
     comparison = judge.compare(base, new, (base_name, new_name), allow)
     write(planned, lambda kind: _render(kind, comparison), force)
     append_step_summary(lambda: compare_text.markdown(comparison))

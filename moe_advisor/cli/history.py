@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from moe_advisor.cli.loading import analysis_options, load, options_of
+from moe_advisor.cli.loading import analysis_options, load, options_of, refuse_trace_options
+from moe_advisor.cli.outputs import redacted
 from moe_advisor.cli.reports import refuse_unknown, write
 
 _DB = click.argument("db", metavar="DB", type=click.Path(path_type=Path))
@@ -59,6 +60,7 @@ def add(
 
     Several jobs may add at once. The same result with the same commit and labels adds once.
     """
+    from moe_advisor.compare.sides import is_result
     from moe_advisor.errors import ConfigError
     from moe_advisor.history import store
 
@@ -68,7 +70,9 @@ def add(
         if not (sep and key and value):
             raise ConfigError(f"--label {label[:80]!r}: write KEY=VALUE")
         pairs[key] = value
-    result = load(paths, options_of(given))
+    if len(paths) == 1 and is_result(Path(paths[0])):
+        refuse_trace_options(Path(paths[0]).name)
+    result = redacted(load(paths, options_of(given)))
     number, new = store.add(
         db, result, branch=branch, commit=commit, labels=pairs, timeout_s=timeout_s
     )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from moe_advisor.cli.outputs import bound_options, redact_option, redacted
+from moe_advisor.cli.outputs import bound_options, redact_option
 
 if TYPE_CHECKING:
     from moe_advisor.analysis import Options
@@ -51,12 +51,15 @@ def options_of(given: dict[str, Any]) -> "Options":
 
 
 def load(paths: Sequence[str], options: "Options") -> "Result":
-    """The result that the paths mean: an earlier one, or that of analysing the traces."""
+    """The result that the paths mean: an earlier one, or that of analysing the traces.
+
+    With its names: the caller redacts what it shows or keeps.
+    """
     from moe_advisor import analysis
     from moe_advisor.ingest import sources
 
     inputs = sources.find_inputs(paths)
-    return redacted(analysis.earlier_result(inputs) or analysis.analyze(paths, options))
+    return analysis.earlier_result(inputs) or analysis.analyze(paths, options)
 
 
 NEEDS_TRACE = ("config", "log", "values", "steps", "step_pattern", "taxonomy", "rules")

@@ -186,11 +186,13 @@ def write_outputs(
 
     `from_trace` gives what fills a file of one of the kinds that a result does not hold.
     """
+    from moe_advisor import interrupts
     from moe_advisor.output import writer
 
     shown = redacted(result)
     written = []
     for output in planned:
+        interrupts.check()
         content: bytes | str | Fill
         if output.kind in writer.TRACE_KINDS:
             if from_trace is None:

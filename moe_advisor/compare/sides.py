@@ -29,7 +29,7 @@ def runs_of(text: str) -> list[str]:
             int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", child.name)
         ],
     )
-    results = [child for child in children if child.is_file() and _is_result(child)]
+    results = [child for child in children if child.is_file() and is_result(child)]
     if results:
         found = results
     else:
@@ -41,7 +41,8 @@ def runs_of(text: str) -> list[str]:
     return [str(child) for child in found] or [text]
 
 
-def _is_result(path: Path) -> bool:
+def is_result(path: Path) -> bool:
+    """Whether the file is an earlier result."""
     return path.suffix == ".json" and _detected(path) == "result"
 
 

@@ -27,6 +27,7 @@ from moe_advisor.ingest.kineto_collectives import (
     Launch,
     Span,
     from_args,
+    is_p2p,
     members,
     recover,
 )
@@ -648,7 +649,7 @@ def _rank_in_comms(comms: list[CommsCall], metadata: _Metadata) -> int | None:
     votes: Counter[int] = Counter()
     for call in comms:
         place = integer(call.args.group_rank)
-        if place < 0 or integer(call.args.group_size) == 1:
+        if place < 0 or integer(call.args.group_size) == 1 or is_p2p(call.args):
             continue
         ranks = members(call.args, groups)
         if place < len(ranks):
@@ -896,6 +897,12 @@ def _collective_table(
         "bytes_self": [found[place].bytes_self for place in places],
         "in_splits": [list(found[place].in_splits) for place in places],
         "out_splits": [list(found[place].out_splits) for place in places],
+        "sequence": [found[place].sequence for place in places],
+        "place": [found[place].place for place in places],
+        "to_low": [min(found[place].sends_to, default=NONE) for place in places],
+        "to_high": [max(found[place].sends_to, default=NONE) for place in places],
+        "from_low": [min(found[place].receives_from, default=NONE) for place in places],
+        "from_high": [max(found[place].receives_from, default=NONE) for place in places],
     }
     return pl.DataFrame(table, schema=pl.Schema(COLLECTIVE_SCHEMA))
 

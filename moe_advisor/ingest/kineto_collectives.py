@@ -9,6 +9,7 @@ import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 from moe_advisor.ingest.kineto_events import Args, CommsCall, integer, integers, text_of
 from moe_advisor.model import NONE, CollectiveKind
@@ -77,6 +78,10 @@ class Collective:
     bytes_self: int = NONE
     in_splits: tuple[int, ...] = ()
     out_splits: tuple[int, ...] = ()
+    sequence: int = NONE
+    place: int = NONE
+    sends_to: tuple[int, ...] = ()
+    receives_from: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -133,9 +138,14 @@ def from_args(args: Args, groups: GroupRanks) -> Collective:
     received = _bytes(args.received_elements, args.received_size, width)
     in_splits, out_splits = integers(args.sent_splits), integers(args.received_splits)
     size = integer(args.group_size)
+    sends_to: tuple[int, ...] = ()
+    receives_from: tuple[int, ...] = ()
+    place = NONE
     if kind == CollectiveKind.SEND_RECV:
         moved = max(sent, received)
         sent, received = (moved, 0) if "send" in name.lower() else (0, moved)
+        sends_to, receives_from = _peer(args.sends_to), _peer(args.receives_from)
+        place = own_place(args, groups)
     description = text_of(args.group_description)
     return Collective(
         kind=kind,
@@ -147,7 +157,27 @@ def from_args(args: Args, groups: GroupRanks) -> Collective:
         bytes_self=_own_share(args, kind, sent, received, in_splits, groups),
         in_splits=in_splits,
         out_splits=out_splits,
+        sequence=integer(args.collective_sequence),
+        place=place,
+        sends_to=sends_to,
+        receives_from=receives_from,
     )
+
+
+def is_p2p(args: Args) -> bool:
+    """Whether the call is a send or receive: its `Rank` is then the peer's, not its own."""
+    return collective_kind(text_of(args.collective)) == CollectiveKind.SEND_RECV
+
+
+def _peer(value: object) -> tuple[int, ...]:
+    place = integer(value)
+    return (place,) if place >= 0 else ()
+
+
+def own_place(args: Args, groups: GroupRanks) -> int:
+    """The rank of this trace within the group; NONE where the trace does not say."""
+    ranks = members(args, groups)
+    return ranks.index(groups.rank) if groups.rank is not None and groups.rank in ranks else NONE
 
 
 def _own_share(
@@ -205,6 +235,9 @@ def combine(parts: Sequence[Collective]) -> Collective:
         bytes_sent=total([part.bytes_sent for part in parts]),
         bytes_received=total([part.bytes_received for part in parts]),
         bytes_self=total([part.bytes_self for part in parts]),
+        place=parts[0].place if group else NONE,
+        sends_to=tuple(sorted({one for part in parts for one in part.sends_to})),
+        receives_from=tuple(sorted({one for part in parts for one in part.receives_from})),
     )
 
 
@@ -249,6 +282,9 @@ def recover(
     children: dict[Span, Collective | None] = {}
     sharing: dict[Span, int] = {}
     under: dict[int, Span] = {}
+    since: dict[Span, int] = {}
+    for own in spans_of.values():
+        since |= {after: before.end_ns for before, after in pairwise(own)}
     for launch in launches:
         if launch.tid is None:
             continue
@@ -263,7 +299,9 @@ def recover(
         row: Collective | None = None
         if around is not None:
             if around not in children:
-                children[around] = _children(around, calls_of.get(around.tid, []), groups)
+                children[around] = _children(
+                    around, since.get(around, 0), calls_of.get(around.tid, []), groups
+                )
             row = children[around]
             if row is not None and sharing[around] > 1:  # several kernels: whose bytes is open
                 row = replace(row, bytes_sent=NONE, bytes_received=NONE, bytes_self=NONE)
@@ -276,7 +314,9 @@ def recover(
     return found
 
 
-def _children(span: Span, calls: Sequence[CommsCall], groups: GroupRanks) -> Collective | None:
+def _children(
+    span: Span, since_ns: int, calls: Sequence[CommsCall], groups: GroupRanks
+) -> Collective | None:
     first = bisect_left(calls, span.start_ns, key=lambda call: call.start_ns)
     last = bisect_right(calls, span.end_ns, key=lambda call: call.start_ns)
     inside = [
@@ -284,7 +324,24 @@ def _children(span: Span, calls: Sequence[CommsCall], groups: GroupRanks) -> Col
         for call in calls[first:last]
         if call.end_ns <= span.end_ns and text_of(call.args.collective).lower() != WAIT
     ]
+    inside = inside or _batched_before(calls, first, since_ns, groups)
     return combine(inside) if inside else None
+
+
+def _batched_before(
+    calls: Sequence[CommsCall], first: int, since_ns: int, groups: GroupRanks
+) -> list[Collective]:
+    """The sends and receives that a batch collected before the range that launches them.
+
+    They are the thread's last calls before `first` and after `since_ns`, the end of the batch
+    before: any other collective, or waiting for one, ends the row.
+    """
+    found: list[Collective] = []
+    for at in range(first - 1, -1, -1):
+        if calls[at].start_ns < since_ns or not is_p2p(calls[at].args):
+            break
+        found.append(from_args(calls[at].args, groups))
+    return found[::-1]
 
 
 def _from_stream(launch: Launch, others: Sequence[tuple[str, Collective]]) -> Collective:

@@ -59,6 +59,9 @@ class Args(msgspec.Struct, gc=False, frozen=True):
     group_rank: Any = _key("Rank")  # the rank within the group, not the global one
     first_rank: Any = _key("Global rank start")
     rank_stride: Any = _key("Global rank stride")
+    collective_sequence: Any = _key("Seq")
+    sends_to: Any = _key("Dst Rank")  # ranks within the group
+    receives_from: Any = _key("Src Rank")
     allocated: Any = _key("Total Allocated")
     reserved: Any = _key("Total Reserved")
     device_id: Any = _key("Device Id")

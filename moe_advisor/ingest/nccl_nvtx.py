@@ -52,6 +52,8 @@ _COPY_ENGINE_KINDS = (
 _FEW_PEERS = 2
 """A pipeline stage or a ring step talks to at most its two neighbours."""
 
+_PEERS = ("to_low", "to_high", "from_low", "from_high")
+
 _LARGEST_MESSAGE_BYTES = 2**50
 """No message is a pebibyte: a larger number is a payload read wrongly."""
 
@@ -454,6 +456,11 @@ def _per_launch(operations: pl.DataFrame, found: _Communicators) -> pl.DataFrame
         sends=sends.sum(),
         receives=receives.sum(),
         peers=pl.col("peer").filter(pl.col("peer") >= 0).n_unique(),
+        **{
+            name: getattr(pl.col("peer").filter(one & (pl.col("peer") >= 0)), end)()
+            for one, side in ((sends, "to"), (receives, "from"))
+            for name, end in ((f"{side}_low", "min"), (f"{side}_high", "max"))
+        },
     )
     named = pl.col("communicator") != _NO_COMMUNICATOR
     most = pl.max_horizontal("sends", "receives")
@@ -547,7 +554,7 @@ def _paired(launched: pl.DataFrame, launches: pl.DataFrame) -> pl.DataFrame:
     )
     unknown = pl.lit(None, dtype=pl.Int64)
     pairs.append(engine.with_columns(sent=pl.col("bytes"), received=unknown, own=unknown))
-    columns = ["activity", "kind", "communicator", "group_size", "sent", "received", "own"]
+    columns = ["activity", "kind", "communicator", "group_size", "sent", "received", "own", *_PEERS]
     return pl.concat([pair.select(columns) for pair in pairs]).sort("activity")
 
 
@@ -623,8 +630,12 @@ def collectives(
     tables = tuple(
         _SCHEMA.to_frame()
         if one is None
-        else _as_table(_paired(one, launches), codes, name_code(""))
-        for one in launched
+        else _as_table(
+            _with_place(_paired(one, launches), rank.process, inits, communicators),
+            codes,
+            name_code(""),
+        )
+        for rank, one in zip(ranks, launched, strict=True)
     )
     numbers, world = _rank_numbers(ranks, inits, communicators)
     return Collectives(tables, numbers, world, _issues(batches, operations, communicators))
@@ -656,6 +667,23 @@ def _without_shared_bytes(
     )
 
 
+def _with_place(
+    pairs: pl.DataFrame, process: int, inits: pl.DataFrame, found: _Communicators
+) -> pl.DataFrame:
+    """Adds the process's own rank in each communicator, where the capture tells it."""
+    told = inits.filter((pl.col("process") == process) & (pl.col("rank") >= 0)).filter(
+        pl.len().over("communicator") == 1  # a process with several devices has several places
+    )
+    learned = found.selves.filter(pl.col("process") == process)
+    places = pl.concat(
+        [
+            told.select("communicator", place=pl.col("rank").cast(pl.Int64)),
+            learned.select("communicator", place=pl.col("self_rank").cast(pl.Int64)),
+        ]
+    ).unique("communicator", keep="first", maintain_order=True)
+    return pairs.join(places, on="communicator", how="left", maintain_order="left")
+
+
 def _as_table(pairs: pl.DataFrame, codes: Mapping[int, int], no_text: int) -> pl.DataFrame:
     def known(column: str) -> pl.Expr:
         return pl.col(column).fill_null(NONE)
@@ -671,6 +699,9 @@ def _as_table(pairs: pl.DataFrame, codes: Mapping[int, int], no_text: int) -> pl
         bytes_self=known("own"),
         in_splits=pl.lit([], dtype=pl.List(pl.Int64)),
         out_splits=pl.lit([], dtype=pl.List(pl.Int64)),
+        sequence=pl.lit(NONE),
+        place=known("place"),
+        **{one: known(one) for one in _PEERS},
     ).cast(_SCHEMA)
 
 

@@ -19,7 +19,7 @@ import polars as pl
 from adbc_driver_manager import Error as AdbcError
 from adbc_driver_sqlite import dbapi
 
-from moe_advisor import bounded
+from moe_advisor import bounded, interrupts
 from moe_advisor.errors import InputError
 from moe_advisor.privacy import display_name
 from moe_advisor.table_source import (
@@ -188,7 +188,11 @@ class SqliteSource:
         return time.monotonic() > self._until
 
     def _refuse_late(self) -> None:
-        """Raises InputError past the deadline: what SQLite says then reads like damage."""
+        """Raises InputError past the deadline: what SQLite says then reads like damage.
+
+        So does what it says where a signal met the look at the clock: KeyboardInterrupt.
+        """
+        interrupts.check()
         if self._late():
             raise InputError(
                 f"{self._shown}: not read after {self._query_s:g} s: if you trust it, raise the "

@@ -39,6 +39,14 @@ class Collectives:
     backward: NDArray[np.bool_]
     kind: NDArray[np.int8]
     """`model.CollectiveKind` of each."""
+    sequence: NDArray[np.int64]
+    """The operation's number in its communicator; NONE where the trace does not say."""
+    place: NDArray[np.int64]
+    to_low: NDArray[np.int64]
+    to_high: NDArray[np.int64]
+    from_low: NDArray[np.int64]
+    from_high: NDArray[np.int64]
+    """As in `model.COLLECTIVE_SCHEMA`: own place in the group, and the peers' of a P2P kernel."""
 
     def __len__(self) -> int:
         return len(self.step)

@@ -2,7 +2,9 @@
 
 Collectives are matched per communicator and step in launch order. The last participant to arrive
 has the shortest duration: that duration is the transfer, what the others spent beyond it is
-waiting. No clock is compared, so ranks of different hosts match as well as those of one.
+waiting. No clock is compared, so ranks of different hosts match as well as those of one. A step in
+which ranks show different collectives is realigned (realign.py); what is not certain there stays
+unmatched.
 """
 
 from collections import defaultdict
@@ -12,10 +14,14 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_advisor.measure.alignment import fits
 from moe_advisor.measure.bandwidth import Rates
+from moe_advisor.measure.clock import Fit, align
 from moe_advisor.measure.imbalance import Dispatches
 from moe_advisor.measure.lateness import Arrivals
+from moe_advisor.measure.pairs import Pairs, match_pairs
 from moe_advisor.measure.partial import Collectives, PerStep, RankPartial
+from moe_advisor.measure.realign import realign
 from moe_advisor.model import CollectiveKind
 from moe_advisor.roles.roles import Family, Role
 
@@ -108,6 +114,9 @@ class Peers:
     imbalance_reason: str | None
     unmatched_groups: dict[str, str]
     tally: Tally
+    pairs: Pairs
+    realigned: dict[str, int] = field(default_factory=dict)
+    """Collectives of steps in which ranks differed, matched all the same, by their evidence."""
 
     def instances(self, step: str, family: Family) -> Iterator[Instance]:
         """The matched collectives of one step and family, group by group in launch order."""
@@ -138,6 +147,8 @@ def match_peers(partials: Sequence[RankPartial], domain: int | None = None) -> P
     matched: list[Matched] = []
     unmatched: dict[str, str] = {}
     ratios: list[float] = []
+    realigned: dict[str, int] = {}
+    clocks: dict[tuple[int, int], Fit] | None = None
     for name in sorted(groups):
         members = groups[name]
         expected = max(
@@ -148,15 +159,22 @@ def match_peers(partials: Sequence[RankPartial], domain: int | None = None) -> P
         if len(members) < 2 or len(members) < expected:
             unmatched[name] = f"{len(members)} of {expected or 'unknown'} ranks read"
             continue
-        steps = _whole_steps(name, members, unmatched)
-        if steps:
-            matched.append(_match_group(name, steps, members, waiting, ratios, tally, domain))
+        steps, uneven = _whole_steps(members)
+        if uneven and clocks is None:
+            clocks = align(partials)
+        mended = _mended(name, members, steps, uneven, clocks or {}, unmatched, realigned)
+        for whole in (members, mended):
+            these = steps if whole is members else tuple(whole[0].rows)
+            if these:
+                matched.append(_match_group(name, these, whole, waiting, ratios, tally, domain))
     reason = None
     if not ratios:
         reason = "no forward dispatch with known sizes on all ranks of its group"
     imbalance = float(np.mean(ratios)) if ratios else None
     _causes(waiting, partials, imbalance)
-    return Peers(waiting, matched, imbalance, reason, unmatched, tally)
+    return Peers(
+        waiting, matched, imbalance, reason, unmatched, tally, match_pairs(partials), realigned
+    )
 
 
 def _blank(partial: RankPartial) -> Waiting:
@@ -201,24 +219,51 @@ def _groups(partials: Sequence[RankPartial]) -> dict[str, list[_Member]]:
     return found
 
 
-def _whole_steps(
-    name: str, members: Sequence[_Member], unmatched: dict[str, str]
-) -> tuple[str, ...]:
-    """Steps in which all members launched the same number of the group's collectives."""
+def _whole_steps(members: Sequence[_Member]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Steps in which all members launched the same collectives, and those in which they differ."""
     first, *others = members
-    found = []
-    for step in first.rows:
-        if any(step not in member.rows for member in others):
-            continue
-        counts = [len(member.rows[step]) for member in members]
-        if len(set(counts)) == 1:
-            found.append(step)
-        else:
-            shown = ", ".join(map(str, counts[:8]))
+    common = [step for step in first.rows if all(step in member.rows for member in others)]
+    even = [s for s in common if len({len(member.rows[s]) for member in members}) == 1]
+    differs: set[int] = set()
+    if even:
+        rows = [np.concatenate([member.rows[step] for step in even]) for member in members]
+        same = np.ones(len(rows[0]), np.bool_)
+        table = first.partial.collectives
+        for member, mine in zip(others, rows[1:], strict=True):
+            same &= fits(table, rows[0], member.partial.collectives, mine, len(members))
+        place = np.repeat(np.arange(len(even)), [len(first.rows[step]) for step in even])
+        differs = set(place[~same].tolist())
+    whole = [step for at, step in enumerate(even) if at not in differs]
+    return tuple(whole), tuple(step for step in common if step not in whole)
+
+
+def _mended(
+    name: str,
+    members: Sequence[_Member],
+    whole: Sequence[str],
+    uneven: Sequence[str],
+    clocks: Mapping[tuple[int, int], Fit],
+    unmatched: dict[str, str],
+    realigned: dict[str, int],
+) -> list[_Member]:
+    """The members with only those rows of uneven steps that are certainly the same collectives."""
+    rows: list[dict[str, NDArray[np.int64]]] = [{} for _ in members]
+    counts = frozenset(len(members[0].rows[step]) for step in whole)
+    for step in uneven:
+        found = realign([(one.partial, one.rows[step]) for one in members], counts, clocks)
+        numbers = [len(one.rows[step]) for one in members]
+        number = len(found.rows[0])
+        if number < max(numbers):
+            shown = ", ".join(map(str, numbers[:8]))
             unmatched[name] = (
-                f"step {step}: ranks launched different numbers of collectives ({shown})"
+                f"step {step}: ranks launched different collectives ({shown}); "
+                f"{max(numbers) - number} of {max(numbers)} stay unmatched"
             )
-    return tuple(found)
+        if number:
+            realigned[found.evidence] = realigned.get(found.evidence, 0) + number
+            for mine, at in zip(rows, found.rows, strict=True):
+                mine[step] = at
+    return [_Member(one.partial, mine) for one, mine in zip(members, rows, strict=True)]
 
 
 def _match_group(

@@ -475,7 +475,7 @@ class _Measurement:
         rows = np.flatnonzero(among(self.roles.roles, COMMUNICATION) & (self.step >= 0))
         table = self.rank.collectives
         group = np.full(len(self.start), -1, np.int64)
-        numbers = {name: np.full(len(self.start), NONE, np.int64) for name in _BYTES}
+        numbers = {name: np.full(len(self.start), NONE, np.int64) for name in (*_BYTES, *_TOLD)}
         kind = np.zeros(len(self.start), np.int8)
         if len(table):
             at = table["activity"].to_numpy()
@@ -517,6 +517,7 @@ class _Measurement:
             gap_before_ns=self.idle.host.within(before_end, self.start[rows]),
             backward=self._backward(rows),
             kind=kind[rows],
+            **{name: numbers[name][rows] for name in _TOLD},
         )
 
     def _channel(self, rows: NDArray[np.int64], group: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -697,6 +698,9 @@ def _is_pp(role: Role) -> bool:
 _DEVICE_ALLOCATIONS = ("cudaMalloc", "cudaFree", "hipMalloc", "hipFree", "cuMemCreate", "cuMemMap")
 
 _BYTES = ("bytes_sent", "bytes_received", "bytes_self")
+
+_TOLD = ("sequence", "place", "to_low", "to_high", "from_low", "from_high")
+"""Columns of the collectives that only some traces tell."""
 
 _LEADER = np.asarray([next(o for o in Role if o.family is role.family) for role in Role], np.int64)
 """Per role, one role that stands for its family, to number families with."""

@@ -11,6 +11,7 @@ from moe_advisor.intervals import union
 from moe_advisor.measure.health import gpu_slowness
 from moe_advisor.measure.kernels import merge_kernels
 from moe_advisor.measure.partial import RankPartial
+from moe_advisor.measure.partly import EVIDENCE, open_ns, partly_matched, whole_steps
 from moe_advisor.measure.peers import WAITING_FAMILIES, Peers, Waiting, bytes_leaving, match_peers
 from moe_advisor.measure.registry import METRICS
 from moe_advisor.measure.why import extra_metrics, why
@@ -296,9 +297,32 @@ class _Metrics:
                 self._per_rank(f"{name}_wait_ms", [one / NS_PER_MS for one in waits])
                 self._per_rank(f"{name}_transfer_ms", [one / NS_PER_MS for one in moves])
             else:
-                self._estimate_waiting(family, name)
+                self.found |= self._partly(family, name) or self._estimate_waiting(family, name)
 
-    def _estimate_waiting(self, family: Family, name: str) -> None:
+    def _partly(self, family: Family, name: str) -> dict[str, MetricValue] | None:
+        """From what was matched, where some ranks lack collectives; None if that is too little."""
+        waiting = self.peers.by_rank
+        rows = {one.rank: _family_rows(one, family) for one in self.ranks}
+        lost = sum(int((~waiting[rank].matched[at]).sum()) for rank, at in rows.items())
+        told = f"{lost} of {sum(map(len, rows.values()))} collectives (all ranks) stay unmatched"
+        if self.peers.realigned:
+            told += "; where ranks differ, realigned by " + ", ".join(
+                f"{EVIDENCE[how]} ({number})"
+                for how, number in sorted(self.peers.realigned.items())
+            )
+        return partly_matched(
+            name,
+            self.ranks,
+            {rank: one.wait[family] for rank, one in waiting.items()},
+            {rank: one.transfer[family] for rank, one in waiting.items()},
+            {
+                one.rank: open_ns(one, rows[one.rank], waiting[one.rank].matched)
+                for one in self.ranks
+            },
+            told,
+        )
+
+    def _estimate_waiting(self, family: Family, name: str) -> dict[str, MetricValue]:
         """Bounds from the ranks at hand alone: bytes over the link below, fast repeats above."""
         missing = "; ".join(
             f"{group}: {why}" for group, why in sorted(self.peers.unmatched_groups.items())
@@ -306,9 +330,10 @@ class _Metrics:
         reason = f"needs all ranks of the group to tell waiting from transfer ({missing[:200]})"
         bounds = [_transfer_bounds(one, family, self.hardware) for one in self.ranks]
         if any(bound is None for bound in bounds) or not bounds:
-            for kind in ("wait", "transfer"):
-                self.found[f"{name}_{kind}_ms"] = _not_measured(f"{name}_{kind}_ms", reason)
-            return
+            return {
+                key: _not_measured(key, reason)
+                for key in (f"{name}_wait_ms", f"{name}_transfer_ms")
+            }
         low = float(np.mean([bound[0] for bound in bounds if bound])) / NS_PER_MS
         high = float(np.mean([bound[1] for bound in bounds if bound])) / NS_PER_MS
         total = float(np.mean([bound[2] for bound in bounds if bound])) / NS_PER_MS
@@ -316,7 +341,7 @@ class _Metrics:
             "from single ranks: bytes over the link's rate below, the fastest tenth of equal "
             "collectives above"
         )
-        self.found[f"{name}_transfer_ms"] = MetricValue(
+        transfer = MetricValue(
             status="estimated",
             value=_round(high),
             unit="ms/step",
@@ -324,7 +349,7 @@ class _Metrics:
             high=_round(high),
             basis=basis,
         )
-        self.found[f"{name}_wait_ms"] = MetricValue(
+        wait = MetricValue(
             status="estimated",
             value=_round(max(total - high, 0.0)),
             unit="ms/step",
@@ -332,6 +357,7 @@ class _Metrics:
             high=_round(max(total - low, 0.0)),
             basis=basis,
         )
+        return {f"{name}_transfer_ms": transfer, f"{name}_wait_ms": wait}
 
     def _floors(self) -> None:
         bandwidth = self.hardware.get("memory_bandwidth_gbps")
@@ -581,9 +607,22 @@ def _unknown_ns(one: RankPartial) -> int:
     return sum(ns for _, ns in one.unclassified.values())
 
 
+def _family_rows(one: RankPartial, family: Family) -> NDArray[np.int64]:
+    roles = [role for role in Role if role.family is family]
+    return np.flatnonzero(np.isin(one.collectives.role, roles))
+
+
 def _all_matched(one: RankPartial, waiting: Waiting, family: Family) -> bool:
-    rows = np.isin(one.collectives.role, [role for role in Role if role.family is family])
-    return bool(waiting.matched[rows].all())
+    return bool(waiting.matched[_family_rows(one, family)].all())
+
+
+def _whole(one: RankPartial, waiting: Waiting, family: Family) -> NDArray[np.bool_]:
+    """Steps of which all of a family's collectives were matched."""
+    rows = _family_rows(one, family)
+    if waiting.matched[rows].all():
+        return np.ones(len(one.step_names), np.bool_)
+    unmatched = open_ns(one, rows, waiting.matched)
+    return whole_steps(waiting.wait[family], waiting.transfer[family], unmatched)
 
 
 def _transfer_bounds(
@@ -864,7 +903,8 @@ def _rank_summaries(ranks: Sequence[RankPartial], peers: Peers) -> list[RankSumm
     found = []
     for one in ranks:
         waiting = peers.by_rank[one.rank]
-        matched = _all_matched(one, waiting, Family.EP) and waiting.instances > 0
+        whole = _whole(one, waiting, Family.EP)
+        matched = bool(whole.any()) and waiting.instances > 0
         found.append(
             RankSummary(
                 rank=one.rank,
@@ -873,7 +913,7 @@ def _rank_summaries(ranks: Sequence[RankPartial], peers: Peers) -> list[RankSumm
                 rank_source=one.rank_source,
                 step_ms=mean(one.step_ns),
                 compute_ms=mean(one.times_ns["compute"]),
-                ep_a2a_wait_ms=mean(waiting.wait[Family.EP]) if matched else None,
+                ep_a2a_wait_ms=mean(waiting.wait[Family.EP][whole]) if matched else None,
                 host_gap_ms=mean(one.times_ns["host_gap"]),
                 arrived_last=waiting.arrived_last if matched else None,
             )
@@ -953,10 +993,11 @@ def _wait_causes(
     if waited.status != "measured" or waited.value is None or not ranks:
         return None
 
+    whole = {one.rank: _whole(one, peers.by_rank[one.rank], Family.EP) for one in ranks}
+
     def mean(name: str) -> float:
-        return float(
-            np.mean([getattr(peers.by_rank[one.rank], name).mean() / NS_PER_MS for one in ranks])
-        )
+        values = [getattr(peers.by_rank[rank], name)[steps] for rank, steps in whole.items()]
+        return float(np.mean([one.mean() / NS_PER_MS if len(one) else 0.0 for one in values]))
 
     causes = {
         "host": mean("wait_host"),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from msgspec import structs
 
 from moe_advisor.measure.bandwidth import collective_rates, family_rate, link_gbps, span
 from moe_advisor.measure.blocking import basis
@@ -13,8 +13,9 @@ from moe_advisor.measure.gemms import rate_tflops
 from moe_advisor.measure.health import slow_gpus
 from moe_advisor.measure.imbalance import expert_loads, imbalance_metrics, layer_loads
 from moe_advisor.measure.lateness import lateness
-from moe_advisor.measure.pairs import Pairs, match_pairs
+from moe_advisor.measure.pairs import Pairs
 from moe_advisor.measure.partial import RankPartial
+from moe_advisor.measure.partly import partly_matched
 from moe_advisor.measure.peers import Peers
 from moe_advisor.measure.registry import METRICS
 from moe_advisor.model import NONE
@@ -47,9 +48,8 @@ def why(partials: Sequence[RankPartial], peers: Peers, hardware: Mapping[str, An
     slow = slow_gpus(partials)
     unmatched = {one.rank: ~peers.by_rank[one.rank].matched for one in partials}
     rates = collective_rates(peers.tally.rates, partials, hardware, unmatched)
-    pairs = match_pairs(partials)
     return Why(
-        rates=[*rates, *_pipeline_rate(pairs, partials, hardware)],
+        rates=[*rates, *_pipeline_rate(peers.pairs, partials, hardware)],
         clocks=clock_pairs(partials),
         lateness=lateness(peers.tally.arrivals, partials, {one.rank: one.slowness for one in slow}),
         slow_gpus=slow,
@@ -72,7 +72,7 @@ def extra_metrics(
     for name, family in _RATES.items():
         result[name] = _family_rate(name, family, partials, peers)
     result |= _link_share(partials, peers, hardware, found)
-    result |= _pipeline(match_pairs(partials), partials)
+    result |= _pipeline(peers.pairs, partials)
     result |= _held_sms(partials)
     result |= _gemms(partials, hardware)
     result |= _clocks(clocks)
@@ -173,15 +173,22 @@ def _pipeline(pairs: Pairs, partials: Sequence[RankPartial]) -> dict[str, Metric
         none = "no such communication in the trace"
         zero = {one.rank: 0.0 for one in partials}
         return {**{name: _values(name, zero, none) for name in names}, bus: _absent(bus, none)}
-    if pairs.reason or not pairs.count:
+    if not any(one.any() for one in pairs.transfer.values()):
         reason = pairs.reason or "no pair of stages was read"
         return {name: _absent(name, reason) for name in (*names, bus)}
-
-    def ms(values: Mapping[int, NDArray[np.int64]]) -> dict[int, float]:
-        return {rank: float(steps.mean()) / NS_PER_MS for rank, steps in values.items()}
-
-    result = {names[0]: _values(names[0], ms(pairs.wait))}
-    result[names[1]] = _values(names[1], ms(pairs.transfer))
+    if pairs.lost:
+        told = f"{pairs.lost} sends and receives found no partner ({pairs.reason})"
+        found = partly_matched(
+            "pp_p2p", partials, pairs.wait, pairs.transfer, pairs.unmatched, told
+        )
+        result = found or {name: _absent(name, told) for name in names}
+    else:
+        result = {
+            name: _values(name, {rank: float(ns.mean()) / NS_PER_MS for rank, ns in one.items()})
+            for name, one in zip(names, (pairs.wait, pairs.transfer), strict=True)
+        }
+    if "schedule" in pairs.evidence:
+        result = _by_schedule(result)
     if pairs.sent_ns and pairs.sent_bytes:
         result[bus] = MetricValue(
             status="measured",
@@ -192,6 +199,27 @@ def _pipeline(pairs: Pairs, partials: Sequence[RankPartial]) -> dict[str, Metric
     else:
         result[bus] = _absent(bus, "the trace does not tell what the sends carried")
     return result
+
+
+def _by_schedule(found: Mapping[str, MetricValue]) -> dict[str, MetricValue]:
+    """Bounds for neighbours that only the order of a 1F1B schedule tells.
+
+    The shortest of all kernels in an exchange is what the transfer took at most.
+    """
+    told = "whom a kernel talks to is not in the trace: by the order of a 1F1B schedule"
+    total = sum(one.value or 0.0 for one in found.values())
+    return {
+        name: structs.replace(
+            one,
+            status="estimated",
+            low=one.low or one.value if name.endswith("_wait_ms") else 0.0,
+            high=_round(total) if name.endswith("_wait_ms") else one.high or one.value,
+            basis=f"{told}; {one.basis}" if one.basis else told,
+        )
+        if one.value is not None
+        else one
+        for name, one in found.items()
+    }
 
 
 def _pipeline_rate(

@@ -58,7 +58,6 @@ def render(comparison: Comparison) -> str:
                 _shares("causes", "Causes", comparison.causes),
                 _shares("roles", "Roles", comparison.roles),
                 _shares("layers", "Layers", comparison.layers),
-                _shares("layers", "Layers", comparison.layers),
                 _shares("ranks", "Ranks", comparison.ranks),
             ],
             "walls": _walls(comparison),

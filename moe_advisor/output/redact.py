@@ -14,9 +14,6 @@ import msgspec
 from moe_advisor.privacy import safe_text
 from moe_advisor.result import Result
 
-LEVELS = ("names", "strict")
-"""`names` shows names of work as they are; `strict` hides them."""
-
 STATEMENT = (
     "strict: names of files, steps, ranges and process groups, arguments of kernels, kernels of "
     "no known family and published models of the same shape are hidden"
@@ -28,10 +25,12 @@ _SHORTEST = 4  # shorter names, and plain words, are replaced only where they st
 _WITH_NAMES = frozenset(
     {
         "inputs", "steps", "parts_by_rank", "parts_by_step", "collectives", "timeline", "kernels",
-        "unclassified", "idle_causes", "why",
+        "unclassified", "idle_causes", "why", "replay",
     }
 )  # fmt: skip
 """Parts of a result that hold names of the run."""
+_LEFT_OUT = frozenset({"input-skipped", "input-unreadable"})
+"""Issues whose message starts with the name of a file that is none of the inputs."""
 _NAME_KEYS = frozenset({"name", "names", "step", "group", "host", "module", "pattern"})
 _CALL = re.compile(r"(?:cu|cuda|nccl|hip)[A-Za-z0-9_]{0,60}")
 _PARAMETERS = re.compile(r"[<(\[{].*", re.DOTALL)
@@ -46,6 +45,9 @@ def strict(result: Result) -> Result:
     names = _Names()
     for number, one in enumerate(tree["inputs"], 1):
         names.add(one["name"], f"input-{number}")
+    left_out = [one["message"] for one in tree["capture"]["issues"] if one["id"] in _LEFT_OUT]
+    for number, message in enumerate(left_out, 1):
+        names.add(message.partition(": ")[0], f"left-out input {number}")
     for number, name in enumerate(tree["steps"]["names"], 1):
         names.add(name, f"step {number}")
     for number, one in enumerate(tree["steps"]["dropped"], 1):

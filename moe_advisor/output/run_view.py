@@ -5,6 +5,9 @@ from typing import Any
 from moe_advisor.output.formatting import NOT_MEASURED, count, plural, share
 from moe_advisor.result import Result
 
+_LOST = frozenset({"launches-without-kernel", "launches-missing", "gpu-work-without-launch"})
+"""Issues whose count is of events that the profiler did not write."""
+
 
 def step_ms(result: Result) -> float | None:
     """The run's step time in ms, or None where no step was measured."""
@@ -93,7 +96,7 @@ def ranks_read(result: Result) -> list[int]:
 def capture_rows(result: Result) -> list[tuple[str, str]]:
     """Label and value of the capture-quality box."""
     ranks, world = len(ranks_read(result)), result.run.world_size
-    lost = [issue for issue in result.capture.issues if issue.id == "profiler-dropped-events"]
+    lost = [issue for issue in result.capture.issues if issue.id in _LOST]
     dropped = len(result.steps.dropped)
     rows = [
         ("Ranks read", f"{ranks} of {world}" if world else f"{ranks}, world size unknown"),
@@ -124,12 +127,8 @@ def capture_rows(result: Result) -> list[tuple[str, str]]:
 
 def unprofiled_ms(result: Result) -> float | None:
     """The step without the profiler where a log gave it."""
-    for place in (result.run.facts, {k: v.value for k, v in result.run.config.items()}):
-        for key in ("unprofiled_step_ms", "step_ms_unprofiled"):
-            value = place.get(key)
-            if isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
-                return float(value)
-    return None
+    value = result.run.facts.get("unprofiled_step_ms")
+    return float(value) if isinstance(value, int | float) and value > 0 else None
 
 
 def profiler_overhead(result: Result) -> float | None:

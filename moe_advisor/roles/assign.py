@@ -1,5 +1,6 @@
 """Gives every GPU activity its role, by the best evidence there is."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +10,9 @@ from numpy.typing import NDArray
 from moe_advisor.codes import among, compact, distinct
 from moe_advisor.intervals import Intervals, union
 from moe_advisor.model import NONE, ActivityKind, CollectiveKind, RankTrace
-from moe_advisor.roles.context import LaunchContexts, launch_contexts
+from moe_advisor.roles.context import UNKNOWN, LaunchContexts, launch_contexts
 from moe_advisor.roles.roles import Role, Source
+from moe_advisor.roles.segments import Kernels, attribute_routers, attribute_segments
 from moe_advisor.roles.taxonomy import Taxonomy
 
 COUNTS_BYTES = 16_384
@@ -96,6 +98,9 @@ _WITHOUT_CONTEXT = {
     "collective": Role.COLLECTIVE_OTHER,
 }
 
+_VAGUE = (UNKNOWN, "moe", "attention", "forward", "backward")
+"""Ranges that hold several kinds of work: what stands under them is open to structure."""
+
 _FAMILY_BY_CONTEXT = {
     "dispatch": "ep",
     "combine": "ep",
@@ -171,7 +176,11 @@ def assign_roles(rank: RankTrace, taxonomy: Taxonomy) -> RoleTable:
     families = _communication(rank, rows, nature, contexts, taxonomy, roles, sources)
     _beside_grouped(rows, nature, contexts, roles, sources)
     _by_structure(rank, rows, nature, contexts, roles, sources)
+    kernels = _kernels(rank, rows, nature, roles)
+    told = ~among(rows.context, [contexts.of(name) for name in _VAGUE])
+    attribute_routers(kernels, roles, sources, told)
     _unfused_attention(nature, roles, sources)
+    attribute_segments(kernels, roles, sources, told)
     return RoleTable(roles, sources, contexts, known, nature, families)
 
 
@@ -610,6 +619,45 @@ def _attribute_around_experts(
     between = (rows.start[found] > first[gap]) & (rows.start[found] < last[gap])
     roles[found] = np.where(between, Role.ACTIVATION, Role.PERMUTE)
     sources[found] = Source.STRUCTURE
+
+
+_BACKWARD_NAME = re.compile(r"[Bb]ackward|_bwd")
+_LOSS_NAME = re.compile(r"[Ss]oft_?[Mm]ax|nll_loss|cross_entropy")
+_SINGLE_NAME = re.compile(r"sgemm|f32f32_f32f32|^nvjet_sm\d+_sss")
+"""Matrix products whose operands are all of 32 bits, as CUTLASS and cuBLAS name them."""
+
+
+def _kernels(
+    rank: RankTrace, rows: _Rows, nature: NDArray[np.int8], roles: NDArray[np.int8]
+) -> Kernels:
+    """The compute kernels stream by stream, and what their names tell."""
+    compute = np.flatnonzero((rows.kind == ActivityKind.KERNEL) & (roles < Role.EP_DISPATCH))
+    compute = compute[np.argsort(rows.stream[compute], kind="stable")]
+    what, name = nature[compute], rows.name[compute]
+
+    def of(*natures: str) -> NDArray[np.bool_]:
+        return among(what, [_NATURE_INDEX[one] for one in natures])
+
+    def called(pattern: re.Pattern[str], which: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        texts = [one for one in distinct(name[which]) if pattern.search(rank.names[one])]
+        return among(name, texts) & which
+
+    gemm, softmax = of("gemm", "expert_gemm"), of("softmax")
+    index, generic = of("index"), of("elementwise", "unknown")
+    loss = called(_LOSS_NAME, of("embedding_loss"))
+    return Kernels(
+        row=compute,
+        stream=rows.stream[compute],
+        gemm=gemm,
+        softmax=softmax,
+        index=index,
+        router=of("router"),
+        loss=loss,
+        named=~(gemm | softmax | index | generic | of("cast_quantize", "permute")),
+        generic=generic,
+        again=called(_BACKWARD_NAME, softmax | loss),
+        single=called(_SINGLE_NAME, gemm),
+    )
 
 
 def _unfused_attention(

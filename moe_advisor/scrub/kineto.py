@@ -41,7 +41,7 @@ _NUMERIC_ARGS = frozenset(
         "Global rank start", "Global rank stride", "Total Allocated", "Total Reserved", "Bytes",
         "Device Id", "Device Type", "Input Dims", "Python id", "Python parent id",
         "Python module id", "wait_on_stream", "wait_on_cuda_event_id",
-        "wait_on_cuda_event_record_corr_id", "event_id", "Seq",
+        "wait_on_cuda_event_record_corr_id", "event_id", "Seq", "Src Rank", "Dst Rank",
     }
 )  # fmt: skip
 _NUMBER_TEXT_ARGS = frozenset({"In split size", "Out split size", "Process Group Ranks"})

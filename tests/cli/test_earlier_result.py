@@ -18,14 +18,20 @@ def earlier(tmp_path: Path) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("verb", ["analyze", "check"])
+@pytest.mark.parametrize(
+    "verb", [["analyze"], ["check"], ["history", "add", "runs.db"], ["compare", "run.json"]]
+)
 @pytest.mark.parametrize("option", [["--set", "ep=8"], ["--steps", "0:1"], ["--rules", "mine"]])
 def test_an_analysis_option_beside_a_result_is_refused(
-    verb: str, option: list[str], earlier: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    verb: list[str],
+    option: list[str],
+    earlier: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("moe-advisor.toml").write_text('[[budget]]\nname = "a"\nexpect = "m.step_ms > 0.0"\n')
-    done = CliRunner().invoke(cli, [verb, earlier, *option], standalone_mode=False)
+    done = CliRunner().invoke(cli, [*verb, earlier, *option], standalone_mode=False)
     assert isinstance(done.exception, ConfigError)
     assert str(done.exception) == (
         f"run.json: is an earlier result, which {option[0]} can't change: give the trace it "

@@ -1,5 +1,6 @@
 """Kernels, walls and promises of a comparison, on results made small for it."""
 
+import re
 from typing import Any
 
 import pytest
@@ -7,6 +8,7 @@ from msgspec.structs import replace
 
 from moe_advisor.compare.judge import compare
 from moe_advisor.compare.kernels import kernel_changes
+from moe_advisor.compare.model import Share
 from moe_advisor.output import compare_html
 from moe_advisor.result import ConfigValue, Kernel, Result
 from tests.output.result_builder import balanced
@@ -113,3 +115,13 @@ def test_the_page_shows_walls_promise_and_kernels_with_labels() -> None:
         assert words in page
     assert "<script" not in page
     assert "-7" not in page.partition("<h1>")[2].partition("</h1>")[0]
+
+
+def test_every_table_of_the_page_is_there_once() -> None:
+    found = compare([balanced()], [changed(306.0)], ("a", "b"))
+    share = Share(name="one", label="one", base_ms=1.0, new_ms=2.0, change_ms=1.0)
+    kinds = ("parts", "causes", "roles", "layers", "ranks")
+    page = compare_html.render(replace(found, **{kind: [share] for kind in kinds}))
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert set(kinds) <= set(ids)
+    assert len(ids) == len(set(ids))

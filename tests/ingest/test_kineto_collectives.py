@@ -46,8 +46,18 @@ def test_an_all_to_all_has_its_bytes_splits_and_own_share(tmp_path: Path) -> Non
         "bytes_self": 80,
         "in_splits": [30, 20],
         "out_splits": [10, 20],
+        "sequence": NONE,
+        "place": NONE,
+        "to_low": NONE,
+        "to_high": NONE,
+        "from_low": NONE,
+        "from_high": NONE,
         "kernel": SEND_RECV_KERNEL,
     }
+
+
+def test_a_collective_keeps_the_number_that_all_ranks_give_it(tmp_path: Path) -> None:
+    assert one(tmp_path, "allreduce", Seq=41)["sequence"] == 41
 
 
 def test_equal_shares_are_written_as_an_empty_list(tmp_path: Path) -> None:
@@ -183,6 +193,35 @@ def test_coalesced_sends_are_recovered_from_the_host_range_around_the_launch(
     assert row["kind"] == CollectiveKind.SEND_RECV
     assert (row["group"], row["description"]) == ("5|[0, 1]", "PIPELINE_MODEL_PARALLEL_GROUP")
     assert (row["bytes_sent"], row["bytes_received"], row["bytes_self"]) == (200, 200, 0)
+
+
+def test_a_batch_collects_its_sends_and_receives_before_the_range_that_launches_them(
+    tmp_path: Path,
+) -> None:
+    """As torch writes them: the range holds the launch alone."""
+    four = {**PIPELINE, "Process Group Ranks": "[0, 1, 2, 3]", "Group size": 4}
+    to_next = {**collective("send", **four), "Dst Rank": 2}
+    from_last = {**collective("recv", **four), "Src Rank": 0}
+    got = rows(
+        tmp_path,
+        comms(2, 2, **to_next),
+        comms(5, 2, **from_last),
+        annotation("nccl:coalesced", 10, 50),
+        call(40, 5, 1),
+        kernel(SEND_RECV_KERNEL, 60, 9, 1),
+        comms(110, 2, **collective("wait")),
+        comms(120, 2, **{**to_next, "Dst Rank": 0}),
+        annotation("nccl:coalesced", 130, 50),
+        call(140, 5, 2),
+        kernel(SEND_RECV_KERNEL, 160, 9, 2),
+    )
+    assert [row["kind"] for row in got] == [CollectiveKind.SEND_RECV] * 2
+    assert [(row["bytes_sent"], row["bytes_received"]) for row in got] == [(200, 200), (200, 0)]
+    assert [row["place"] for row in got] == [1, 1]
+    assert [(row["to_low"], row["to_high"], row["from_low"]) for row in got] == [
+        (2, 2, 0),
+        (0, 0, NONE),
+    ]
 
 
 def test_calls_outside_the_range_or_on_another_thread_do_not_count(tmp_path: Path) -> None:

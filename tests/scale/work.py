@@ -38,7 +38,7 @@ def always_die(number: int) -> int:
 
 def hang(number: int) -> int:
     if number == 1:
-        time.sleep(600)
+        time.sleep(1200)
     return number
 
 

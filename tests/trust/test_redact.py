@@ -2,12 +2,15 @@
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from moe_advisor.output import html, json_output, redact
+from moe_advisor.result import Issue, Replay
 from tests.hostile.run_cases import program
 from tests.output.result_builder import balanced
 
@@ -90,3 +93,64 @@ def test_whatif_hides_the_names_of_steps_too(real_trace: Traces) -> None:
         assert "iteration" in plain.stdout
         assert "iteration" not in strict.stdout
         assert "step 2" in strict.stdout
+
+
+def test_every_verb_that_shows_a_run_hides_its_names(real_trace: Traces, tmp_path: Path) -> None:
+    (packed,) = real_trace("nsys/pp_mix")
+    (tmp_path / "zebra").mkdir()
+    trace = Path(shutil.copy(packed, tmp_path / "zebra" / "zebra_run.sqlite"))
+    (tmp_path / "moe-advisor.toml").write_text('[[budget]]\nname = "s"\nexpect = "m.step_ms > 0"\n')
+    other = str(shutil.copy(trace, tmp_path / "zebra_other.sqlite"))
+    budgets = ["--budgets", str(tmp_path / "moe-advisor.toml")]
+    earlier, database = str(tmp_path / "okapi.json"), str(tmp_path / "runs.db")
+    assert program(["analyze", str(trace), f"--format=json={earlier}"]).code == 0
+    assert program(["history", "add", database, earlier, "--branch", "main"]).code == 0
+    for number, arguments in enumerate(
+        (
+            ["analyze", str(trace)],
+            ["render", earlier],
+            ["check", str(trace), *budgets],
+            ["check", earlier, *budgets],
+            ["compare", earlier, str(trace)],
+            ["compare", other, "--baseline", f"{database}:main"],
+        )
+    ):
+        folder = tmp_path / f"out{number}"
+        ended = program([*arguments, "--redact", "strict", "-o", str(folder)])
+        assert ended.code == 0, ended.stderr
+        shown = ended.stdout.replace(str(folder), "")
+        for text in [shown, *(path.read_text() for path in folder.iterdir())]:
+            assert re.findall(r"zebra\w*|okapi\S*|iteration[ _]?\d+", text) == []
+
+
+def test_redaction_does_not_make_a_run_its_own_baseline(tmp_path: Path) -> None:
+    earlier, database = tmp_path / "run.json", str(tmp_path / "runs.db")
+    earlier.write_bytes(json_output.encode(balanced()))
+    assert program(["history", "add", database, str(earlier)]).code == 0
+    for more in ([], ["--redact", "strict"]):
+        ended = program(["compare", str(earlier), "--baseline", f"{database}:main", *more])
+        assert ended.code == 2
+        assert "only this run itself is there" in ended.stderr
+
+
+def test_an_input_that_was_left_out_is_not_named() -> None:
+    issue = Issue(
+        id="input-skipped", severity="warning", count=1, message="alpine-7b.json: holds no step"
+    )
+    result = msgspec.structs.replace(
+        balanced(), capture=msgspec.structs.replace(balanced().capture, issues=[issue])
+    )
+    said = redact.strict(result).capture.issues[0].message
+    assert said == "left-out input 1: holds no step"
+
+
+def test_a_step_called_a_plain_word_is_hidden_where_the_replay_names_it() -> None:
+    run = balanced()
+    named = msgspec.structs.replace(run.steps, names=["sprint"])
+    replay = Replay(
+        step="sprint", ranks=2, step_ms=9.0, error_share=0.0, unexplained_share=0.0,
+        modelled_share=1.0,
+    )  # fmt: skip
+    strict = redact.strict(msgspec.structs.replace(run, steps=named, replay=replay))
+    assert strict.replay is not None
+    assert strict.replay.step == strict.steps.names[0] == "step 1"
