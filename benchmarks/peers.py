@@ -1,13 +1,20 @@
 """What other tools say about the same traces: `python benchmarks/peers.py -o docs/peers.md`.
 
 The traces are in the repository: two H200, one run (`shm_balanced`, slow link) captured by both
-profilers, and one where a rank gets nearly all tokens (`skew`). Each tool answers one question in its own terms: how long did rank 0 communicate, and
-how much of that did compute hide? Install what is to be compared in an environment of its own:
+profilers, one where a rank gets nearly all tokens (`skew`), and two with DeepEP, whose kernels have
+no `nccl` in their names. Each tool answers one question in its own terms: how long did rank 0
+communicate, and how much of that did compute hide? Install what is to be compared in an environment
+of its own:
 
     python -m venv hta && hta/bin/pip install HolisticTraceAnalysis
     python -m venv nsys-ai && nsys-ai/bin/pip install nsys-ai
-    python benchmarks/peers.py --hta hta/bin/python --nsys-ai nsys-ai/bin/nsys-ai --nsys nsys
+    python -m venv lens && lens/bin/pip install git+https://github.com/AMD-AGI/TraceLens.git
+    python benchmarks/peers.py --hta hta/bin/python --nsys-ai nsys-ai/bin/nsys-ai --nsys nsys \
+        --tracelens lens/bin/python
 
+Where TraceLens can't be installed, `--tracelens-path FOLDER` gives a checkout, or a folder that
+holds `TraceLens/TreePerf/gpu_event_analyser.py`, `TraceLens/NcclAnalyser/nccl_analyser.py` and what
+they import of `TraceLens/util.py`; `--tracelens` is then a Python that has pandas and tqdm.
 Tools that are not given are left out. Times are CPU seconds of the whole process, imports included.
 """
 
@@ -30,7 +37,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 KINETO = sorted((ROOT / "moe_advisor" / "demo").glob("*.json.gz"))
 NSYS = ROOT / "tests" / "fixtures" / "nsys" / "2025.3" / "shm_balanced.sqlite.xz"
-SKEW = sorted((ROOT / "tests" / "fixtures" / "torch" / "2.11").glob("skew.*.xz"))
+DEEPEP_NSYS = NSYS.with_name("deepep.sqlite.xz")
+TORCH = ROOT / "tests" / "fixtures" / "torch" / "2.11"
 
 HTA = """
 import json, logging, sys
@@ -46,6 +54,53 @@ of = kernels[(kernels["rank"] == 0) & (kernels["kernel_type"] == "COMMUNICATION"
 print(json.dumps({"version": version("HolisticTraceAnalysis"),
   "comm_ms": float(of["sum (us)"].sum()) / 1000,
   "hidden_share": float(overlap["comp_comm_overlap_pctg"][0]) / 100}))
+"""
+
+TRACELENS = """
+import hashlib, json, logging, pathlib, subprocess, sys
+from importlib import metadata
+logging.disable(logging.CRITICAL)
+files = sys.argv[1:]
+try:
+    from TraceLens import NcclAnalyser, TreePerfAnalyzer
+    how = "public API"
+    perf = TreePerfAnalyzer.from_file(files[0], include_unlinked_kernels=True)
+    timeline = perf.get_df_gpu_timeline()
+    from TraceLens.TreePerf import gpu_event_analyser as module
+except ImportError:
+    from TraceLens.NcclAnalyser.nccl_analyser import NcclAnalyser
+    from TraceLens.TreePerf import gpu_event_analyser as module
+    from TraceLens.util import DataLoader
+    how = "two modules alone"
+    kinds = {"kernel", "gpu_memcpy", "gpu_memset"}
+    events = [e for e in DataLoader.load_data(files[0])["traceEvents"] if e.get("cat") in kinds]
+    for number, event in enumerate(events):
+        event["UID"] = number
+    timeline = module.PytorchGPUEventAnalyser(events).get_breakdown_df()
+parts = dict(zip(timeline["type"], timeline["time ms"]))
+peers = NcclAnalyser(files, len(files))
+found = peers.build_df_long()
+first = found[found["rank"] == 0]
+uneven = peers.build_df_nccl_all2allv(detailed=True, strict_metadata_check=False)
+late_us = 0.0
+if uneven is not None:
+    late_us = float((uneven["skew in start time"] - uneven["rank_0_skew in start time"]).sum())
+source = pathlib.Path(module.__file__)
+commit = ""
+try:
+    origin = json.loads(metadata.distribution("TraceLens").read_text("direct_url.json") or "{}")
+    commit = origin.get("vcs_info", {}).get("commit_id", "")
+except metadata.PackageNotFoundError:
+    pass
+if not commit:
+    asked = ["git", "-C", str(source.parent), "log", "-1", "--format=%H", "--", source.name]
+    commit = subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
+digest = hashlib.sha256(source.read_bytes()).hexdigest()
+print(json.dumps({"how": how, "commit": commit, "sha256": digest,
+  "comm_ms": float(parts["total_comm_time"]), "exposed_ms": float(parts["exposed_comm_time"]),
+  "late_ms": None if uneven is None else late_us / 1000,
+  "by_collective_ms": {str(k): v / 1000 for k, v in
+                       first.groupby("Collective name")["dur"].sum().items()}}))
 """
 
 
@@ -72,12 +127,17 @@ class Row:
     run: Run
 
 
-def measured(command: Sequence[object], folder: Path) -> Run:
-    """Runs a tool and measures it with its children."""
+def measured(command: Sequence[object], folder: Path, path: Path | None = None) -> Run:
+    """Runs a tool and measures it with its children; `path` is put on the module search path."""
+    extra = {"PYTHONPATH": str(path.absolute())} if path else {}
     with tempfile.TemporaryFile("w+") as out:
         began = time.monotonic()
         child = subprocess.Popen(
-            [str(word) for word in command], cwd=folder, stdout=out, stderr=subprocess.DEVNULL
+            [str(word) for word in command],
+            cwd=folder,
+            env=os.environ | extra,
+            stdout=out,
+            stderr=subprocess.DEVNULL,
         )
         _, status, usage = os.wait4(child.pid, 0)
         child.returncode = os.waitstatus_to_exitcode(status)
@@ -99,7 +159,8 @@ def moe_advisor(trace: str, inputs: Sequence[Path], folder: Path) -> Row:
     metrics, steps = result["metrics"], result["steps"]["count"]
 
     def rank0(name: str) -> float:
-        return steps * next(one["value"] for one in metrics[name]["per_rank"] if one["rank"] == 0)
+        values = {one["rank"]: float(one["value"]) for one in metrics[name]["per_rank"]}
+        return values[0] * int(steps)
 
     comm, exposed = rank0("comm_ms"), rank0("comm_exposed_ms")
     purpose = f"EP {rank0('ep_a2a_ms'):.0f} ms, DP {rank0('dp_collective_ms'):.0f} ms"
@@ -133,7 +194,29 @@ def hta(python: str, trace: str, inputs: Sequence[Path], folder: Path) -> Row:
     )
 
 
-def nsys_ai(program: str, database: Path, folder: Path) -> Row:
+def tracelens(
+    python: str, path: Path | None, trace: str, inputs: Sequence[Path], folder: Path
+) -> Row:
+    """AMD's TraceLens on the PyTorch captures: by its public API, else by two of its modules."""
+    run = measured([python, "-c", TRACELENS, *inputs], folder, path)
+    said = json.loads(run.out.splitlines()[-1])
+    version = said["commit"][:12] or f"file {said['sha256'][:12]}"
+    late = said["late_ms"]
+    hidden = 1 - said["exposed_ms"] / said["comm_ms"]
+    return Row(
+        f"TraceLens ({said['how']}, {version})",
+        trace,
+        f"{said['comm_ms']:.1f} ms",
+        f"{abs(hidden) * 100:.1f} %",
+        ", ".join(f"`{name}` {ms:.0f} ms" for name, ms in said["by_collective_ms"].items()),
+        "no all-to-all seen"
+        if late is None
+        else f"`all_to_allv`: the other rank {late:.0f} ms late",
+        run,
+    )
+
+
+def nsys_ai(program: str, trace: str, database: Path, folder: Path) -> Row:
     """nsys-ai's overlap skill on the nsys export."""
     run = measured(
         [program, "skill", "run", "overlap_breakdown", database, "--format", "json"], folder
@@ -149,7 +232,7 @@ def nsys_ai(program: str, database: Path, folder: Path) -> Row:
     version = re.search(r"^Version: (\S+)", shown, re.MULTILINE)
     return Row(
         f"nsys-ai {version[1] if version else ''}".strip(),
-        "shm_balanced, nsys",
+        trace,
         f"{comm:.1f} ms",
         f"{said['overlap_ms'] / comm * 100:.1f} %",
         "by NCCL operation",
@@ -158,7 +241,7 @@ def nsys_ai(program: str, database: Path, folder: Path) -> Row:
     )
 
 
-def nsys_stats(program: str, database: Path, folder: Path) -> Row:
+def nsys_stats(program: str, trace: str, database: Path, folder: Path) -> Row:
     """`nsys stats`: kernels summed by name; both GPUs together, halved here."""
     run = measured(
         [program, "stats", "-q", "-r", "cuda_gpu_kern_sum", "-f", "csv", database], folder
@@ -168,7 +251,7 @@ def nsys_stats(program: str, database: Path, folder: Path) -> Row:
     comm = sum(float(one["Total Time (ns)"]) for one in rows if "nccl" in one["Name"].lower())
     return Row(
         f"nsys stats {version_of(program)}",
-        "shm_balanced, nsys",
+        trace,
         f"{comm / 1e6 / 2:.1f} ms",
         "not shown",
         "by kernel name",
@@ -177,19 +260,28 @@ def nsys_stats(program: str, database: Path, folder: Path) -> Row:
     )
 
 
-def nsys_analyze(program: str, database: Path, folder: Path) -> Row:
+def nsys_analyze(program: str, trace: str, database: Path, folder: Path) -> Row:
     """`nsys analyze` with its default rules."""
     run = measured([program, "analyze", "-q", database], folder)
-    found = len(re.findall(r"^Suggestion", run.out, re.MULTILINE))
+    rules = re.split(r"^ \*\* .*\((\w+)\):$", run.out, flags=re.MULTILINE)[1:]
+    texts = dict(zip(rules[::2], rules[1::2], strict=True))
+    named = [f"`{name}`" for name, text in texts.items() if "\nSuggestion" in text]
     return Row(
         f"nsys analyze {version_of(program)}",
-        "shm_balanced, nsys",
+        trace,
         "not shown",
         "not shown",
-        f"{found} rules of 6 suggest something",
+        f"{len(named)} of {len(texts)} rules suggest something: {', '.join(named)}",
         "no",
         run,
     )
+
+
+def unpacked(packed: Sequence[Path], folder: Path) -> list[Path]:
+    """The captures without their compression, in `folder`."""
+    for path in packed:
+        (folder / path.stem).write_bytes(lzma.decompress(path.read_bytes()))
+    return [folder / path.stem for path in packed]
 
 
 def version_of(program: str) -> str:
@@ -218,28 +310,34 @@ def main() -> None:
     """Runs what there is and prints or writes the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hta", help="Python that has HolisticTraceAnalysis")
+    parser.add_argument("--tracelens", help="Python that has TraceLens, or what it imports")
+    parser.add_argument("--tracelens-path", type=Path, help="checkout or modules of TraceLens")
     parser.add_argument("--nsys-ai", help="nsys-ai program")
     parser.add_argument("--nsys", default=shutil.which("nsys"), help="nsys program")
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        database = folder / "shm_balanced.sqlite"
-        database.write_bytes(lzma.decompress(NSYS.read_bytes()))
-        skewed = [folder / path.stem for path in SKEW]
-        for packed, path in zip(SKEW, skewed, strict=True):
-            path.write_bytes(lzma.decompress(packed.read_bytes()))
         rows = []
-        for trace, inputs in (("shm_balanced, PyTorch", KINETO), ("skew, PyTorch", skewed)):
+        for trace, inputs in (
+            ("shm_balanced, PyTorch", KINETO),
+            ("skew, PyTorch", unpacked(sorted(TORCH.glob("skew.*.xz")), folder)),
+            ("DeepEP, PyTorch", unpacked(sorted(TORCH.glob("mcore_te_deepep.*.xz")), folder)),
+        ):
             rows.append(moe_advisor(trace, inputs, folder))
             if given.hta:
                 rows.append(hta(given.hta, trace, inputs, folder))
-        rows.append(moe_advisor("shm_balanced, nsys", [database], folder))
-        if given.nsys_ai:
-            rows.append(nsys_ai(str(Path(given.nsys_ai).absolute()), database, folder))
-        if given.nsys:
-            program = str(Path(given.nsys).absolute())
-            rows += [tool(program, database, folder) for tool in (nsys_stats, nsys_analyze)]
+            if given.tracelens:
+                rows.append(tracelens(given.tracelens, given.tracelens_path, trace, inputs, folder))
+        for trace, packed in (("shm_balanced, nsys", NSYS), ("DeepEP, nsys", DEEPEP_NSYS)):
+            (database,) = unpacked([packed], folder)
+            rows.append(moe_advisor(trace, [database], folder))
+            if given.nsys_ai:
+                rows.append(nsys_ai(str(Path(given.nsys_ai).absolute()), trace, database, folder))
+            if given.nsys:
+                program = str(Path(given.nsys).absolute())
+                tools = (nsys_stats, nsys_analyze)
+                rows += [tool(program, trace, database, folder) for tool in tools]
     words = (ROOT / "benchmarks" / "peers.in.md").read_text()
     text = page(rows, words)
     if given.output:

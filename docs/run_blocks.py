@@ -80,7 +80,7 @@ def run(page: Path, environment: dict[str, str], place: Path | None = None) -> l
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=300,
+            timeout=900,
             check=False,
         )
     return _judge(page, todo, done.stdout)

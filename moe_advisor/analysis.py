@@ -610,6 +610,7 @@ def result_of(measured: Measured, options: Options) -> Result:
         ranks=summary.ranks,
         collectives=summary.collectives,
         layers=summary.layers,
+        layers_reason=summary.layers_reason,
         rules=advice.outcomes,
         recommendations=advice.recommendations,
         plan=advice.plan,
@@ -720,7 +721,16 @@ def _from_log(
         memory = log.memory_peak_gib()
         add("memory_peak_gib", memory, "highest allocated memory in the log")
         if memory is not None and figures.get("memory_gib"):
-            add("memory_headroom_gib", float(figures["memory_gib"]) - memory, "from the log")
+            size = float(figures["memory_gib"])
+            told = f"{size:.1f} GiB, this GPU's size by the catalogue, less the log's highest peak"
+            add("memory_headroom_gib", size - memory, told)
+        elif memory is not None:
+            found["memory_headroom_gib"] = MetricValue(
+                status="not_measured",
+                value=None,
+                unit=METRICS["memory_headroom_gib"].unit,
+                reason="the trace does not name the GPU, or its memory is not in the catalogue",
+            )
     return found
 
 

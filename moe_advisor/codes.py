@@ -34,7 +34,7 @@ def among(codes: Codes, wanted: Iterable[int]) -> NDArray[np.bool_]:
         return np.zeros(len(codes), np.bool_)
     table = np.zeros(max(int(codes.max()), int(chosen.max())) + 1, np.bool_)
     table[chosen] = True
-    return np.asarray(table[codes], np.bool_)
+    return np.asarray(table.take(codes), np.bool_)
 
 
 def compact(codes: Codes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -43,3 +43,29 @@ def compact(codes: Codes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     place = np.zeros(int(values[-1]) + 1 if len(values) else 0, np.int64)
     place[values] = np.arange(len(values))
     return values, place[codes]
+
+
+_SLOT_BITS = 18
+"""A few hundred values in so many slots meet in one of six tries."""
+
+_MULTIPLIERS = (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9)
+"""Odd numbers without pattern: the golden ratio and two primes that hash functions are made of."""
+
+
+def hashed(values: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The distinct `values`, ascending, and each one's place among them; fast where few differ."""
+    for factor in _MULTIPLIERS:
+        slot = (values.view(np.uint64) * np.uint64(factor)) >> np.uint64(64 - _SLOT_BITS)
+        at = slot.view(np.int64)
+        kept = np.zeros(1 << _SLOT_BITS, np.int64)
+        kept[at] = values
+        if (kept.take(at) != values).any():
+            continue  # two values met in one slot
+        used = np.zeros(1 << _SLOT_BITS, np.bool_)
+        used[at] = True
+        slots = np.flatnonzero(used)
+        found = kept[slots]
+        order = np.argsort(found)
+        kept[slots[order]] = np.arange(len(slots))
+        return found[order], kept.take(at)
+    return np.unique(values, return_inverse=True)

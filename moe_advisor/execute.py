@@ -165,7 +165,7 @@ class LocalProcesses:
     def _outcomes(self, workers: Sequence[_Worker[T]]) -> list[tuple[_Worker[T], Any]]:
         """What came back; None for a worker that died."""
         left = min((worker.deadline for worker in workers), default=float("inf"))
-        timeout = None if left == float("inf") else max(left - time.monotonic(), 0.0)
+        timeout = min(max(left - time.monotonic(), 0.0), interrupts.WAIT_S)
         ready = set(wait([worker.pipe for worker in workers], timeout))
         found: list[tuple[_Worker[T], Any]] = []
         for worker in workers:

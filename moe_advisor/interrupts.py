@@ -23,6 +23,10 @@ signal raises again: the first one may be lost in code that swallows exceptions.
 AGAIN_S = 0.02
 """A signal that Python lost in a finaliser is raised again after this: not inside the same one."""
 
+WAIT_S = 1.0
+"""The longest wait of the main thread at a time: a signal that comes in the moment before a wait
+does not end it, and is only noticed when it is over."""
+
 INTERRUPTED = 130
 """The exit code: 128 and the number of SIGINT, also for SIGTERM."""
 
@@ -137,10 +141,16 @@ def _again(hook: Callable[[Any], object]) -> Callable[[Any], object]:
         if not issubclass(unraisable.exc_type, KeyboardInterrupt):
             hook(unraisable)
         elif unraisable.exc_type is KeyboardInterrupt:
-            threading.Thread(target=once_more, name="interrupt", daemon=True).start()
+            _State.held += 1  # raised in here it would be lost like the first one
+            try:
+                threading.Thread(target=once_more, name="interrupt", daemon=True).start()
+            finally:
+                _State.held -= 1
 
     def once_more() -> None:
-        time.sleep(AGAIN_S)  # raised at once it would be lost like the first one
+        time.sleep(AGAIN_S)
+        while _State.held:  # on a busy machine the start of this thread may last
+            time.sleep(AGAIN_S)
         if _State.depth and not _State.ended:
             _State.raised_at = -PATIENCE_S
             signal.pthread_kill(threading.main_thread().ident or 0, _State.number)

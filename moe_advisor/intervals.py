@@ -75,7 +75,7 @@ class Intervals:
         if not len(self):
             return np.zeros(first.shape, np.bool_)
         beyond = np.append(self.starts, np.iinfo(np.int64).max)
-        found = np.asarray(beyond[places(self.ends, first, "right")] < last, np.bool_)
+        found = np.asarray(placed(beyond, self.ends, first, "right") < last, np.bool_)
         found &= first < last
         return found
 
@@ -96,15 +96,30 @@ class Intervals:
         return _both(self, other)
 
     def __sub__(self, other: "Intervals") -> "Intervals":
-        if not len(self) or not len(other):
-            return self
-        start = min(int(self.starts[0]), int(other.starts[0]))
-        end = max(int(self.ends[-1]), int(other.ends[-1]))
-        return _both(self, _outside(other, start, end))
+        return self.parted(other)[1]
+
+    def parted(self, other: "Intervals") -> "tuple[Intervals, Intervals]":
+        """What lies inside `other` and what lies outside, for the price of the first."""
+        inside = _both(self, other)
+        if not len(inside):
+            return EMPTY, self
+        # Taken out of the set, a piece closes what is before it and opens what is after it. The
+        # runs are sorted, which a stable sort notices.
+        starts = np.concatenate([self.starts, inside.ends])
+        ends = np.concatenate([self.ends, inside.starts])
+        starts.sort(kind="stable")
+        ends.sort(kind="stable")
+        kept = starts < ends
+        if not kept.all():
+            starts, ends = starts[kept], ends[kept]
+        return inside, Intervals(starts, ends)
 
 
 _TAG_BITS = 7
 """Enough for the two ends of each of 62 sets."""
+
+_LONG_RUNS = 1_000
+"""From so many intervals in a row on, copying the run costs less than looking each one up."""
 
 EMPTY = Intervals(np.empty(0, np.int64), np.empty(0, np.int64))
 
@@ -114,11 +129,20 @@ def places(values: Nanoseconds, times: Nanoseconds, side: Literal["left", "right
 
     Then the few values are looked up among the times instead, and all between two share a place.
     """
-    if times.ndim != 1 or len(times) < 4 * len(values) or (times[1:] < times[:-1]).any():
-        return np.searchsorted(values, times, side=side)
-    cuts = np.searchsorted(times, values, side="left" if side == "right" else "right")
-    counts = np.diff(cuts, prepend=0, append=len(times))
-    return np.repeat(np.arange(len(values) + 1), counts)
+    return placed(np.arange(len(values) + 1), values, times, side)
+
+
+def placed(
+    given: Nanoseconds, values: Nanoseconds, times: Nanoseconds, side: Literal["left", "right"]
+) -> Nanoseconds:
+    """What `given` holds at `places(values, times, side)`; it is one longer than `values`."""
+    if times.ndim != 1 or len(times) < 2 * len(values) or (times[1:] < times[:-1]).any():
+        return given[np.searchsorted(values, times, side=side)]
+    counts = np.empty(len(values) + 1, np.int64)
+    counts[:-1] = np.searchsorted(times, values, side="left" if side == "right" else "right")
+    counts[-1] = len(times)
+    counts[1:] -= counts[:-1].copy()
+    return np.repeat(given, counts)
 
 
 def union(starts: ArrayLike, ends: ArrayLike) -> Intervals:
@@ -132,10 +156,13 @@ def union(starts: ArrayLike, ends: ArrayLike) -> Intervals:
         first, last = first[kept], last[kept]
     if not len(first):
         return EMPTY
+    if (first[1:] > last[:-1]).all():
+        return Intervals(first, last)
     if (first[1:] < first[:-1]).any():
-        order = np.argsort(first, kind="stable")
-        first, last = first[order], last[order]
-    reach = np.maximum.accumulate(last)
+        # Where as many have ended as have begun nothing is open, whichever end belongs to which.
+        first, reach = np.sort(first, kind="stable"), np.sort(last, kind="stable")
+    else:
+        reach = np.maximum.accumulate(last)
     opens = np.concatenate([[True], first[1:] > reach[:-1]])
     closes = np.concatenate([opens[1:], [True]])
     return Intervals(first[opens], reach[closes])
@@ -159,27 +186,32 @@ def _both(first: Intervals, second: Intervals) -> Intervals:
     if len(first) > len(second):
         first, second = second, first
     low = np.searchsorted(second.ends, first.starts, side="right")
-    pieces = np.searchsorted(second.starts, first.ends, side="left") - low
-    reach = np.cumsum(pieces)
-    if not len(reach) or not reach[-1]:
+    high = np.searchsorted(second.starts, first.ends, side="left")
+    pieces = high - low
+    total = int(pieces.sum()) if len(pieces) else 0
+    if not total:
         return EMPTY
-    row = np.repeat(np.arange(len(first)), pieces)
-    other = np.arange(reach[-1]) + np.repeat(low - (reach - pieces), pieces)
+    if total > _LONG_RUNS * len(first):
+        # Long runs of whole intervals: copied run by run, only their ends can be cut.
+        runs = [(a, b) for a, b in zip(low.tolist(), high.tolist(), strict=True) if b > a]
+        starts = np.concatenate([second.starts[a:b] for a, b in runs])
+        ends = np.concatenate([second.ends[a:b] for a, b in runs])
+        held = np.flatnonzero(pieces)
+        last = np.cumsum(pieces[held]) - 1
+        opens = np.concatenate([[0], last[:-1] + 1])
+        starts[opens] = np.maximum(starts[opens], first.starts[held])
+        ends[last] = np.minimum(ends[last], first.ends[held])
+        return Intervals(starts, ends)
+    if int(pieces.max()) == 1:
+        row = np.flatnonzero(pieces)
+        other = low[row]
+    else:
+        row = np.repeat(np.arange(len(first)), pieces)
+        other = np.arange(total) + np.repeat(low - (np.cumsum(pieces) - pieces), pieces)
     return Intervals(
         np.maximum(first.starts[row], second.starts[other]),
         np.minimum(first.ends[row], second.ends[other]),
     )
-
-
-def _outside(covered: Intervals, start: int, end: int) -> Intervals:
-    """What [start, end) holds outside `covered`, of which nothing may lie beyond it."""
-    starts = np.concatenate([[start], covered.ends])
-    ends = np.concatenate([covered.starts, [end]])
-    if starts[0] == ends[0]:
-        starts, ends = starts[1:], ends[1:]
-    if len(ends) and starts[-1] == ends[-1]:
-        starts, ends = starts[:-1], ends[:-1]
-    return Intervals(starts, ends)
 
 
 def sweep(sets: Sequence[Intervals]) -> tuple[Nanoseconds, Nanoseconds]:

@@ -76,6 +76,7 @@ class MemoryGuard:
         self._limit = limit_bytes or default_limit_bytes()
         self._done = threading.Event()
         self._tripped = False
+        self._broken_off = False
         self._thread: threading.Thread | None = None
         self._before: Any = None
 
@@ -112,7 +113,8 @@ class MemoryGuard:
 
     def _break_off(self, number: int, frame: FrameType | None) -> None:
         del number, frame
-        if not self._done.is_set():
+        if not self._broken_off and not self._done.is_set():
+            self._broken_off = True
             raise _TooMuch
 
     def _error(self) -> InputError:
@@ -125,8 +127,9 @@ class MemoryGuard:
         limit = self._limit or 0
         while not self._done.wait(LOOK_EVERY_S):
             used = used_bytes()
-            if used > limit and not self._tripped:
-                self._tripped = True
+            self._tripped = self._tripped or used > limit
+            # Again where the first met the moment before a wait: Python saw it, the wait did not.
+            if self._tripped and not self._broken_off:
                 signal.pthread_kill(threading.main_thread().ident or 0, _SIGNAL)
             if used > limit * HARD_LIMIT_FACTOR:
                 os.write(2, f"moe-advisor: {self._error()}\n".encode())

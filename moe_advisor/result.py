@@ -97,7 +97,7 @@ class MetricValue(_Part, frozen=True, kw_only=True, omit_defaults=True):
     per_rank: list[RankValue] = []
 
 
-class Role(_Part, frozen=True, kw_only=True):
+class Role(_Part, frozen=True, kw_only=True, omit_defaults=True):
     role: str
     family: str
     ms: float
@@ -107,6 +107,8 @@ class Role(_Part, frozen=True, kw_only=True):
     confidence: Literal["high", "medium", "low"]
     sources: dict[str, float]
     """Share of this role's time decided by each kind of evidence."""
+    reason: str | None = None
+    """Why the confidence is low."""
 
 
 class Unclassified(_Part, frozen=True, kw_only=True):
@@ -550,6 +552,8 @@ class Result(_Part, frozen=True, kw_only=True):
     """Bandwidth, clocks, late ranks, slow GPUs, recompute by module, expert load; older: None."""
     replay: Replay | None = None
     """The model behind `whatif`; None without one and in results of older versions."""
+    layers_reason: str | None = None
+    """Why `layers` is empty."""
     redaction: str | None = None
     """What `--redact` has hidden; None where nothing was."""
 

@@ -2,7 +2,7 @@
 
 The walls are those of the Megatron-Core MoE paper: memory, communication, compute and host. A
 score is the share of the step that would come back if that wall were gone; nothing is counted
-twice. Definitions: design.md, section 4.
+twice. In words: docs/explanation/three-walls.md.
 """
 
 from collections.abc import Mapping, Sequence
@@ -295,6 +295,8 @@ def _gaps(metrics: Mapping[str, MetricValue], unsplit: bool) -> dict[str, str]:
         )
     if metrics["compute_excess_ms"].status == "not_measured":
         found["compute_host"] = f"Compute above its floor: {metrics['compute_excess_ms'].reason}"
+    if metrics["host_gap_ms"].status == "not_measured":
+        found["compute_host"] = f"Host gaps: {metrics['host_gap_ms'].reason}"
     return found
 
 
@@ -370,6 +372,14 @@ def _sentences(
             "Start with the plan's first step; their order is within the noise of a capture.",
         )
     if max(scores.values()) < WORTHWHILE:
+        idle = _value(metrics, "gpu_idle_ms")
+        if metrics["host_gap_ms"].status == "not_measured" and idle >= WORTHWHILE * step:
+            return (
+                "Whether the host holds this run up is not in the capture: the GPU idles "
+                f"{idle:.1f} {of}.",
+                "Capture with -t cuda,nvtx or ProfilerActivity.CPU: launch calls tell host gaps "
+                "from dependencies.",
+            )
         return (
             "Nothing limits this run much: the largest recoverable part is "
             f"{max(scores.values()):.1%} {of}.",

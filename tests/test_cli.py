@@ -23,7 +23,7 @@ def run(*arguments: object, cwd: Path, **options) -> subprocess.CompletedProcess
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), **options},
     )
 
@@ -200,7 +200,7 @@ def test_help_does_not_load_what_it_does_not_need(tmp_path: Path) -> None:
         "assert not heavy, heavy"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert "analyze" in done.stdout

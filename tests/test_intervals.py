@@ -1,10 +1,12 @@
 """Interval algebra: exact small cases and the laws that hold for all sets."""
 
+from itertools import pairwise
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_advisor.intervals import EMPTY, Intervals, complement, merge, union
+from moe_advisor.intervals import EMPTY, Intervals, complement, merge, placed, union
 
 times = st.integers(-50, 50)
 rows = st.lists(st.tuples(times, times), max_size=12)
@@ -68,3 +70,34 @@ def test_touching_is_sharing_an_instant(a: list[tuple[int, int]], b: list[tuple[
     x = make(a)
     found = x.touches([s for s, _ in b], [e for _, e in b]).tolist()
     assert found == [bool(instants(x) & set(range(s, e))) for s, e in b]
+
+
+@given(rows, rows)
+def test_parts_are_disjoint_sorted_and_without_seams(
+    a: list[tuple[int, int]], b: list[tuple[int, int]]
+) -> None:
+    x, y = make(a), make(b)
+    for part, wanted in zip(x.parted(y), (x & y, x - y), strict=True):
+        pairs = part.pairs()
+        assert pairs == wanted.pairs()
+        assert all(first < last for first, last in pairs)
+        assert all(one[1] < other[0] for one, other in pairwise(pairs))
+
+
+def test_long_runs_are_cut_at_the_edges_of_the_few() -> None:
+    many = union(np.arange(0, 50_000, 10), np.arange(0, 50_000, 10) + 4)
+    few = make([(-5, 2), (12, 20_002), (20_007, 20_009), (20_012, 99_999)])
+    assert (many & few).pairs() == [
+        (max(a, c), min(b, d)) for c, d in few.pairs() for a, b in many.pairs() if a < d and c < b
+    ]
+    assert (few - many).total == few.total - (many & few).total
+
+
+@given(st.lists(times, max_size=6), st.lists(times, max_size=40), st.booleans())
+def test_placed_is_a_search(values: list[int], at: list[int], ordered: bool) -> None:
+    known, asked = np.sort(np.asarray(values, np.int64)), np.asarray(at, np.int64)
+    asked = np.sort(asked) if ordered else asked
+    given_ = np.arange(len(known) + 1) * 3
+    for side in ("left", "right"):
+        found = placed(given_, known, asked, side)
+        assert found.tolist() == (3 * np.searchsorted(known, asked, side=side)).tolist()

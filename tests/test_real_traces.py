@@ -1,11 +1,14 @@
 """Real captures guard the whole: metrics against an independent computation, and the verdicts."""
 
+import importlib.util
 import json
 import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
+import msgspec
 import pytest
 
 from moe_advisor.analysis import analyze
@@ -14,7 +17,7 @@ from moe_advisor.result import Result
 
 TRUTH = json.loads((Path(__file__).parent / "fixtures" / "truth.json").read_text())["traces"]
 
-# Where design.md, which wins, and truth.json's program read a definition differently. A ratio is
+# Where docs/reference/metrics.md, which wins, and truth.json's program read a definition differently. A ratio is
 # that of the run's two values (the truth averages the steps' ratios); the gradient-norm all-reduce
 # belongs to the DP family (the truth leaves it out); building the pointers of a grouped GEMM is no
 # GEMM (the truth counts it in Kineto traces, not in nsys ones).
@@ -224,7 +227,57 @@ def test_the_skewed_rank_is_named_with_its_tokens(real_trace: Traces) -> None:
 
 
 def test_a_pipelines_receive_waits_for_the_stage_before(real_trace: Traces) -> None:
-    metrics = result_of(real_trace, "nsys/mcore_pp2_m4").metrics
+    result = result_of(real_trace, "nsys/mcore_pp2_m4")
+    metrics = result.metrics
+    # No payload tells the size of the pipeline's communicator: the peers do.
+    assert result.run.config["pipeline_model_parallel_size"].value == 2
     assert metrics["microbatches_per_step"].value == 4.0
     assert metrics["pp_p2p_wait_ms"].value > 10 * metrics["pp_p2p_transfer_ms"].value
     assert 100 < metrics["pp_p2p_bus_gbps"].value < 450
+
+
+def _agree() -> ModuleType:
+    """lab/agree.py, which holds the bands."""
+    path = Path(__file__).parents[1] / "lab" / "agree.py"
+    spec = importlib.util.spec_from_file_location("agree", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("variant", ["base", "bigmem_full", "mcore_alltoall", "shm_balanced"])
+def test_both_profilers_give_each_role_the_same_time(real_trace: Traces, variant: str) -> None:
+    """Only one of them records operators, and only one of mcore_alltoall's two opened ranges."""
+    torch, nsys = (result_of(real_trace, f"{kind}/{variant}") for kind in ("torch", "nsys"))
+    assert _agree().roles_apart(torch, nsys) == {}
+
+
+def test_the_band_for_roles_is_8_percent_1_ms_or_1_percent_of_the_step(
+    real_trace: Traces,
+) -> None:
+    torch, nsys = (result_of(real_trace, f"{kind}/base") for kind in ("torch", "nsys"))
+    step = min(one.metrics["step_ms"].value or 0.0 for one in (torch, nsys))
+    for off, apart in ((0.009 * step, False), (0.09 * step, True)):
+        moved = msgspec.structs.replace(
+            torch,
+            roles=[
+                msgspec.structs.replace(one, ms=one.ms + off) if one.role == "permute" else one
+                for one in torch.roles
+            ],
+        )
+        assert ("permute" in _agree().roles_apart(torch, moved)) is apart
+
+
+def test_deepep_is_expert_communication_though_no_kernel_is_named_nccl(
+    real_trace: Traces,
+) -> None:
+    metrics = result_of(real_trace, "torch/mcore_te_deepep").metrics
+    first = {
+        name: metrics[name].per_rank[0].value
+        for name in ("ep_a2a_ms", "dp_collective_ms", "comm_ms")
+    }
+    assert first == pytest.approx(
+        {"ep_a2a_ms": 78.066, "dp_collective_ms": 2.463, "comm_ms": 80.529}, abs=0.001
+    )

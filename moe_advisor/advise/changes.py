@@ -3,8 +3,6 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import msgspec
-
 from moe_advisor.advise.rule import ChangeSpec
 from moe_advisor.keys import KnownKey, OldKey, in_release, known, release
 from moe_advisor.result import Change
@@ -139,8 +137,3 @@ def _old_path(key: KnownKey, old: OldKey) -> str | None:
     if key.bridge is None:
         return None
     return key.bridge.rpartition(".")[0] + "." + old.key
-
-
-def copy_without_none(change: Change) -> dict[str, Any]:
-    """A change as a mapping for documents, without empty fields."""
-    return {k: v for k, v in msgspec.to_builtins(change).items() if v is not None}

@@ -28,4 +28,6 @@ def completion(shell: str) -> None:
     kind = get_completion_class(shell)
     # bash asks its own version first, and warns where it is too old.
     if kind is not None:
-        click.echo(kind(cli, {}, "moe-advisor", VARIABLE).source())
+        script = kind(cli, {}, "moe-advisor", VARIABLE).source()
+        # click's script for fish cuts a description at its first comma.
+        click.echo(script.replace('string split ","', 'string split --max 1 ","'))

@@ -88,6 +88,8 @@ def _walls(base: Result, new: Result) -> list[WallChange]:
             new=new.walls.scores.get(wall, 0.0),
             base_limits=base.walls.verdict == wall,
             new_limits=new.walls.verdict == wall,
+            base_missing=wall in base.walls.not_measured,
+            new_missing=wall in new.walls.not_measured,
         )
         for wall, score in base.walls.scores.items()
     ]

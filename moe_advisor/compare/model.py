@@ -93,6 +93,9 @@ class WallChange(_Part, frozen=True, kw_only=True):
     new: float
     base_limits: bool
     new_limits: bool
+    base_missing: bool = False
+    """Something of the wall could not be measured: a score of 0 says nothing then."""
+    new_missing: bool = False
 
 
 class Promise(_Part, frozen=True, kw_only=True):

@@ -34,7 +34,7 @@ from moe_advisor.model import (
     Severity,
 )
 from moe_advisor.privacy import NsysMetadata, nsys_devices, nsys_metadata, safe_text
-from moe_advisor.spill import SPILL_ROWS, spilled
+from moe_advisor.spill import SPILL_ROWS, Spool, Spooled, spilled
 from moe_advisor.table_source import Among, Column, TableSource
 
 Int64s = NDArray[np.int64]
@@ -196,6 +196,8 @@ class Build:
 
     def drop(self, table: str, frame: pl.DataFrame, keep: pl.Expr) -> pl.DataFrame:
         """`frame` without the rows that break `keep`, which are counted."""
+        if frame.select(keep.all()).item():
+            return frame  # a filter would copy it
         kept = frame.filter(keep)
         if kept.height < frame.height:
             self.dropped[table] = self.dropped.get(table, 0) + frame.height - kept.height
@@ -215,15 +217,17 @@ class Build:
         Rows with impossible times are dropped and counted.
         """
         sane = _sane_interval(allow_empty=allow_empty)
+        # Parts wait in a file where all of them together would be the most that memory ever holds.
+        spool = Spool(in_memory=not self.large)
 
-        def shrink(part: pl.DataFrame) -> tuple[dict[int, pl.DataFrame], int]:
+        def shrink(part: pl.DataFrame) -> tuple[dict[int, pl.DataFrame | Spooled], int]:
             kept = part if part.select(sane.all()).item() else part.filter(sane)
             kept = kept.select(*slim, by.alias("_by"))
             owner = kept.drop_in_place("_by").to_numpy()
-            values = few(owner)
-            if len(values) == 1:
-                return {values[0]: kept}, part.height - kept.height
-            split = {value: kept.filter(pl.Series(owner == value)) for value in values}
+            split: dict[int, pl.DataFrame | Spooled] = {}
+            for value in (values := few(owner)):
+                mine = kept if len(values) == 1 else kept.filter(pl.Series(owner == value))
+                split[value] = spool.put(mine)
             return split, part.height - kept.height
 
         result: dict[int, list[pl.DataFrame]] = {}
@@ -231,7 +235,7 @@ class Build:
         for split, bad in self.source.parts(table, columns, shrink):
             lost += bad
             for value, rows in split.items():
-                result.setdefault(value, []).append(rows)
+                result.setdefault(value, []).append(spool.table(rows))
         if lost:
             self.dropped[table] = lost
         return result
@@ -678,7 +682,9 @@ def _build_ranks(
         _report_joins(work, tables, calls)
         ends = [int(table["end_ns"].max()) for table in tables]  # type: ignore[arg-type]
         ends += [int(one.table["end_ns"].max()) for one in calls.values()]  # type: ignore[arg-type]
-        ranges, nccl = _ranges(work, processes, max(ends), fetched.result())
+        rows = [fetched.result()]
+        del fetched  # it holds them too, and they are reshaped several times
+        ranges, nccl = _ranges(work, processes, max(ends), rows.pop())
         waits = waiting.result()
     found = nccl_nvtx.collectives(
         [
@@ -797,10 +803,14 @@ def _ranges(
     if list(processes) == [NO_PROCESS]:
         owner = np.zeros(frame.height, dtype=np.int64)
     frame = frame.with_columns(pl.Series("process", owner))
-    frame = frame.filter(pl.col("process").is_in(list(processes)))
-    frame = _named(work, frame)
+    known = pl.col("process").is_in(list(processes))
+    if not frame.select(known.all()).item():
+        frame = frame.filter(known)
+    frame = _named(work, frame).drop("textId")
     domains = frame.filter(pl.col("eventType") == _DOMAIN_CREATED)
-    frame = frame.filter(pl.col("eventType") != _DOMAIN_CREATED).with_columns(
+    if domains.height:
+        frame = frame.filter(pl.col("eventType") != _DOMAIN_CREATED)
+    frame = frame.drop("eventType").with_columns(
         end=pl.when(pl.col("end") == NO_TIME)
         .then(pl.max_horizontal("start", pl.lit(capture_end, dtype=pl.Int64)))
         .otherwise("end")
@@ -813,7 +823,7 @@ def _ranges(
             "the capture holds no NVTX ranges, so steps and phases have to be guessed from the GPU"
             " work; capture with -t cuda,nvtx and annotate the steps",
         )
-    frame = frame.sort("start", "end", descending=[False, True], maintain_order=True)
+    frame = _sorted_outer_first(frame)
     users = {
         (process, domain)
         for process, domain, text in domains.select("process", "domainId", "text").iter_rows()
@@ -833,6 +843,15 @@ def _ranges(
                 start_ns="start", end_ns="end", tid="globalTid", name="text", payload="binaryData"
             )
     return per_process, nccl
+
+
+def _sorted_outer_first(frame: pl.DataFrame) -> pl.DataFrame:
+    """`frame` by start, of equal ones the longest first; stable."""
+    frame = frame.sort("start", maintain_order=True)  # one key sorts several times faster than two
+    tied = (pl.col("start") == pl.col("start").shift()) & (pl.col("end") > pl.col("end").shift())
+    if frame.select(tied.any()).item():
+        frame = frame.sort("start", "end", descending=[False, True], maintain_order=True)
+    return frame
 
 
 def _named(work: Build, frame: pl.DataFrame) -> pl.DataFrame:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import polars as pl
 from adbc_driver_manager import Error as AdbcError
@@ -21,6 +21,9 @@ from adbc_driver_sqlite import dbapi
 
 from moe_advisor import bounded, interrupts
 from moe_advisor.errors import InputError
+from moe_advisor.ingest import sqlite_pages
+from moe_advisor.ingest.sqlite_pages import UnusualError, Wanted
+from moe_advisor.model import NONE
 from moe_advisor.privacy import display_name
 from moe_advisor.table_source import (
     BLOB_LIMIT_BYTES,
@@ -31,6 +34,8 @@ from moe_advisor.table_source import (
     decode_text,
     no_rows,
 )
+
+U = TypeVar("U")
 
 MAGIC = b"SQLite format 3\x00"
 _HARDENING = (
@@ -45,6 +50,8 @@ _PARTS_FROM_ROWS = 100_000
 _PART_ROWS = 131_072  # about 10 MB of raw cells in flight for each cursor
 _MOST_PARTS = 10_000
 _BATCH_ROWS = 16_384  # larger batches are no faster and double the memory in flight
+_PAGES_FROM = 256  # of a table: below it SQLite takes milliseconds
+_IMMUTABLE = "&immutable=1"
 _LOCK_WAIT_S = 5.0
 _LOOK_EVERY = 100_000  # of SQLite's instructions: about a millisecond
 _LATE_S = 1.0  # after the deadline: a part that is nearly read ends by itself
@@ -88,7 +95,7 @@ def read_only_uri(path: Path) -> str:
     left out when one lies beside the file.
     """
     beside = [path.with_name(path.name + suffix) for suffix in ("-wal", "-journal")]
-    suffix = "" if any(other.exists() for other in beside) else "&immutable=1"
+    suffix = "" if any(other.exists() for other in beside) else _IMMUTABLE
     return f"{path.absolute().as_uri()}?mode=ro{suffix}"
 
 
@@ -101,10 +108,26 @@ def _expression(column: Column) -> str:
     """SQL for one column whose type can't depend on the rows, which ADBC needs."""
     name = quoted(column.name)
     if isinstance(column.default, int):
-        return f"coalesce(CAST({name} AS INTEGER), {column.default}) AS {name}"
-    limit = TEXT_LIMIT_BYTES if isinstance(column.default, str) else BLOB_LIMIT_BYTES
+        number, nothing = f"CAST({name} AS INTEGER)", str(column.default)
+        # A text that is no whole number would be cast to 0, which is a time like another.
+        whole = f"CASE WHEN CAST({number} AS TEXT) = CAST({name} AS TEXT) THEN {number}"
+        return (
+            f"CASE typeof({name}) WHEN 'integer' THEN {name} WHEN 'real' THEN {number}"
+            f" WHEN 'null' THEN {nothing} ELSE {whole} ELSE {nothing} END END AS {name}"
+        )
+    limit = _limit(column.default)
     # As a blob, because text cells may hold bytes that are not UTF-8, or payloads with zeros.
     return f"coalesce(substr(CAST({name} AS BLOB), 1, {limit}), x'') AS {name}"
+
+
+def _limit(default: str | bytes) -> int:
+    return TEXT_LIMIT_BYTES if isinstance(default, str) else BLOB_LIMIT_BYTES
+
+
+def _wanted(place: int, default: int | str | bytes) -> Wanted:
+    if isinstance(default, int):
+        return Wanted(place, default)
+    return Wanted(place, limit=_limit(default))
 
 
 def _literal(value: int | str) -> str:
@@ -151,6 +174,7 @@ class SqliteSource:
             if found == path:
                 self.missing_bytes = _missing_bytes(path)
             self._most_rows = found.stat().st_size // _LEAST_ROW_BYTES + 1
+            self._path = found
             self._uri = read_only_uri(found)
             self._plain = sqlite3.connect(
                 self._uri,
@@ -266,6 +290,8 @@ class SqliteSource:
         def finish(rows: pl.DataFrame) -> T:
             return each(_finished(rows, columns, present))
 
+        with contextlib.suppress(UnusualError, OSError):
+            return self._read_pages(table, wanted, where, finish)
         try:
             return self._read_in_parts(query, finish)
         except (AdbcError, *_DAMAGE):
@@ -339,6 +365,54 @@ class SqliteSource:
         shares = [bounds[i : i + length] for i in range(0, count, length)]
         return self._in_time([functools.partial(read, share) for share in shares])
 
+    def _read_pages(
+        self,
+        table: str,
+        wanted: Sequence[Column],
+        where: Among | None,
+        finish: Callable[[pl.DataFrame], T],
+    ) -> list[T]:
+        """The rows of a large table of whole numbers, without SQLite.
+
+        Raises UnusualError where only SQLite can read it, or does so as fast.
+        """
+        if not self._uri.endswith(_IMMUTABLE):
+            raise UnusualError("changes wait beside the file")
+        default_of = {column.name: column.default for column in wanted}
+        chosen: list[int] | list[bytes] = []
+        if where:
+            texts = [one.encode() for one in where.values if isinstance(one, str)]
+            numbers = [one for one in where.values if isinstance(one, int)]
+            default = default_of.setdefault(where.column, NONE if numbers else "")
+            chosen = texts or numbers
+            if not chosen or default in where.values or isinstance(default, int) == bool(texts):
+                raise UnusualError("condition")
+        names = list(default_of)
+        try:
+            root, places = sqlite_pages.stored(self._plain, table, names)
+        except _DAMAGE:
+            raise UnusualError("schema") from None
+        shape = sqlite_pages.layout(self._path)
+        leaves = sqlite_pages.leaves(self._path, shape, root)
+        if len(leaves) < _PAGES_FROM:
+            raise UnusualError("small")
+        columns = [_wanted(*pair) for pair in zip(places, default_of.values(), strict=True)]
+        portions = sqlite_pages.portions(shape, leaves)
+
+        def read(share: list[sqlite_pages.Int64s]) -> list[T]:
+            found = []
+            for arrays in sqlite_pages.decoded(self._path, shape, share, columns):
+                self._refuse_late()
+                rows = pl.DataFrame(dict(zip(names, arrays, strict=True)))
+                if where:
+                    rows = rows.filter(pl.col(where.column).is_in(chosen))
+                found.append(finish(rows))
+            return found
+
+        half = (len(portions) + 1) // _CURSORS
+        shares = [portions[low : low + half] for low in range(0, len(portions), half)]
+        return self._in_time([functools.partial(read, share) for share in shares])
+
     def _in_time(self, works: Sequence[Callable[[], list[T]]]) -> list[T]:
         """What `works` return, each done in a thread of its own. Raises InputError when late.
 
@@ -364,8 +438,7 @@ class SqliteSource:
             for thread in threads:
                 thread.start()
             for _ in works:
-                left = self._until - time.monotonic()
-                number, rows, error = done.get(timeout=max(left, 0.0) + _LATE_S)
+                number, rows, error = self._next(done)
                 found[number] = rows
                 failed = failed or error
         except queue.Empty:
@@ -379,6 +452,16 @@ class SqliteSource:
         if failed is not None:
             raise failed
         return [part for number in range(len(works)) for part in found[number]]
+
+    def _next(self, done: "queue.SimpleQueue[U]") -> U:
+        """What comes next. Raises queue.Empty past the deadline."""
+        while True:
+            left_s = self._until + _LATE_S - time.monotonic()
+            try:
+                return done.get(timeout=min(max(left_s, 0.0), interrupts.WAIT_S))
+            except queue.Empty:
+                if left_s <= interrupts.WAIT_S:
+                    raise
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[dbapi.Connection]:

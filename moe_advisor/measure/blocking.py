@@ -12,6 +12,7 @@ from enum import IntEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_advisor.codes import few
 from moe_advisor.intervals import Intervals, union
 from moe_advisor.model import RankTrace
 
@@ -159,7 +160,7 @@ def _lanes(rank: RankTrace) -> dict[int, _Lane]:
     stream, call = table["stream"].to_numpy(), table["call"].to_numpy()
     rows_of: dict[int, Rows] = {}
     calls_of: dict[int, Rows] = {}
-    for one in np.unique(stream).tolist():
+    for one in few(stream):
         rows = np.flatnonzero(stream == one)
         rows_of[one], calls_of[one] = rows, np.maximum.accumulate(call[rows])
     wait_stream, record_stream = waits["stream"].to_numpy(), waits["record_stream"].to_numpy()

@@ -7,7 +7,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from moe_advisor.intervals import Intervals, merge
+from moe_advisor.codes import few
+from moe_advisor.intervals import Intervals
 from moe_advisor.model import RangeKind, RankTrace
 from moe_advisor.nesting import Nesting
 
@@ -17,33 +18,32 @@ DETAIL_ROWS = 8
 STEP_NAME = re.compile(r"(ProfilerStep|iteration|step)[#_ ]?\d+", re.IGNORECASE)
 """A range around a whole step says nothing about what a call was for."""
 
+Int64s = NDArray[np.int64]
+
 Detail = dict[str, tuple[int, int]]
 """Name of a call or range -> (number, ns of idle time under it)."""
 
-Int64s = NDArray[np.int64]
 _NO_NAME = -1
 
 
 def name_calls(
     rank: RankTrace,
     sets: Mapping[str, Intervals],
-    chosen: Mapping[str, NDArray[np.bool_]],
+    chosen: Mapping[str, Int64s],
     *,
     paths: Collection[str],
 ) -> dict[str, Detail]:
-    """Per cause of `chosen`, which says what rows of `calls` it consists of: the calls' names.
+    """Per cause of `chosen`, which lists rows of `calls` that it may consist of: the calls' names.
 
     The causes in `paths` also tell the innermost annotation and operator around each call.
     """
     names = rank.calls["name"].to_numpy()
     start, end = rank.calls["start_ns"].to_numpy(), rank.calls["end_ns"].to_numpy()
-    # Most calls lie where the device is busy: only those in a gap matter.
-    near = np.flatnonzero(merge(sets[cause] for cause in chosen).touches(start, end))
     detail: dict[str, Detail] = {}
-    for cause, mask in chosen.items():
-        rows = near[mask[near]]
+    for cause, rows in chosen.items():
         under = sets[cause].within(start[rows], end[rows])
-        rows, under = rows[under > 0], under[under > 0]
+        held = under > 0
+        rows, under = rows[held], under[held]
         if not len(rows):
             continue
         places = np.full((2, len(rows)), _NO_NAME, np.int64)
@@ -81,7 +81,7 @@ def _around(rank: RankTrace, rows: Int64s) -> Int64s:
         pl.col("kind") == RangeKind.OPERATOR,
     )
     for names, kept in zip(found, meant, strict=True):
-        for tid in np.unique(tids).tolist():
+        for tid in few(tids):
             part = rank.ranges.filter((pl.col("tid") == tid) & kept)
             mine = np.flatnonzero(tids == tid)
             tree = Nesting.of(part["start_ns"].to_numpy(), part["end_ns"].to_numpy())

@@ -1,6 +1,6 @@
 """Why the device was idle: every nanosecond of idle time in exactly one named cause.
 
-`divide_idle` splits idle time by what design.md defines (synchronising call, allocator, data,
+`divide_idle` splits idle time by the calls of the host (synchronising call, allocator, data,
 launching, dependency); here each of those is divided further by the evidence that the trace holds.
 """
 
@@ -9,15 +9,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_advisor.codes import among, distinct
+from moe_advisor.codes import among, few
 from moe_advisor.intervals import EMPTY, Intervals, merge, union
 from moe_advisor.measure.call_names import Detail, name_calls
-from moe_advisor.measure.host import Idle, issue_times, next_issue_ns
+from moe_advisor.measure.host import CallKinds, Idle, next_issue_ns
 from moe_advisor.measure.steps import StepWindows
 from moe_advisor.model import NONE, ActivityKind, CopyKind, RangeKind, RankTrace
 from moe_advisor.roles.assign import RoleTable
 from moe_advisor.roles.roles import COMMUNICATION, Role
-from moe_advisor.roles.taxonomy import Taxonomy
 
 PROFILER_PREFIX = "profiler: "
 """Ingest puts this before the name of every overhead range of the profiler itself."""
@@ -53,7 +52,7 @@ GROUP_OF = {
     "dependency_queue": "dependency",
     "dependency_unknown": "dependency",
 }
-"""Cause -> the part of design.md's division that it belongs to, in order of precedence."""
+"""Cause -> the part of `divide_idle`'s division that it belongs to, in order of precedence."""
 
 
 @dataclass(frozen=True)
@@ -66,74 +65,77 @@ class Causes:
 
 
 def find_causes(
-    rank: RankTrace, roles: RoleTable, idle: Idle, windows: StepWindows, taxonomy: Taxonomy
+    rank: RankTrace,
+    roles: RoleTable,
+    idle: Idle,
+    windows: StepWindows,
+    kinds: CallKinds,
+    issued: NDArray[np.int64],
 ) -> Causes:
-    """Divides the idle time of a rank; the sets of a group add up to that group exactly."""
-    calls = _Calls.of(rank, taxonomy)
+    """Divides the idle time of a rank; the sets of a group add up to that group exactly.
+
+    `issued` are the `issue_times` of the rank.
+    """
+    calls = _Calls.of(rank, kinds, idle.host)
     sets: dict[str, Intervals] = {}
     split, copies = _split_syncs(rank, roles, calls), calls.span(calls.blocking)
     rest = idle.by_cause["sync"]
     for cause, held in (("dispatcher_split_sync", calls.span(split)), ("blocking_copy", copies)):
-        sets[cause], rest = rest & held, rest - held
+        sets[cause], rest = rest.parted(held)
     sets["sync"] = rest
     sets["alloc"], sets["data"] = idle.by_cause["alloc"], idle.by_cause["data"]
     sets |= _launching(rank, roles, idle.by_cause["launch"], windows, calls)
-    sets |= _dependencies(rank, roles, idle.dependency)
+    sets |= _dependencies(rank, roles, idle.dependency, issued)
+    near = calls.near
+    split, blocking = split[near], calls.blocking[near]
     chosen = {
-        "dispatcher_split_sync": split,
-        "blocking_copy": calls.blocking & ~split,
-        "sync": calls.sync & ~split & ~calls.blocking,
-        "alloc": calls.alloc,
-        "module_load": calls.module,
+        "dispatcher_split_sync": near[split],
+        "blocking_copy": near[blocking & ~split],
+        "sync": near[calls.sync[near] & ~split & ~blocking],
+        "alloc": near[calls.alloc[near]],
+        "module_load": near[calls.module[near]],
     }
-    detail = name_calls(rank, sets, chosen | {"cuda_call": ~calls.module}, paths=set(chosen))
+    others = {"cuda_call": near[~calls.module[near]]}
+    detail = name_calls(rank, sets, chosen | others, paths=set(chosen))
     return Causes({cause: sets[cause] for cause in GROUP_OF}, detail)
 
 
 @dataclass(frozen=True)
 class _Calls:
-    """The CUDA calls of the process as arrays; masks say what each call is."""
+    """The CUDA calls of the process as arrays; masks say what each call is.
+
+    `near` are the rows that touch a host gap: most calls lie where the device is busy, and no cause
+    is found there.
+    """
 
     start: NDArray[np.int64]
     end: NDArray[np.int64]
     tid: NDArray[np.int64]
-    name: NDArray[np.uint32]
     sync: NDArray[np.bool_]
     blocking: NDArray[np.bool_]
     alloc: NDArray[np.bool_]
     module: NDArray[np.bool_]
+    near: NDArray[np.int64]
 
     @classmethod
-    def of(cls, rank: RankTrace, taxonomy: Taxonomy) -> "_Calls":
+    def of(cls, rank: RankTrace, kinds: CallKinds, gaps: Intervals) -> "_Calls":
         table = rank.calls
-        name = table["name"].to_numpy()
-        kinds = {one: taxonomy.call_kind(rank.names[one]) for one in distinct(name)}
-
-        def of_kind(wanted: str) -> NDArray[np.bool_]:
-            return among(name, [one for one, kind in kinds.items() if kind == wanted])
-
-        blocking = of_kind("blocking_copy")
-        work = rank.activities
-        pageable = (
-            (work["kind"].to_numpy() == ActivityKind.MEMCPY)
-            & work["pageable"].to_numpy()
-            & (work["copy_kind"].to_numpy() == CopyKind.DEVICE_TO_HOST)
-        )
-        launched = work["call"].to_numpy()[pageable]
-        blocking[launched[launched >= 0]] = True
+        start, end = table["start_ns"].to_numpy(), table["end_ns"].to_numpy()
         return cls(
-            table["start_ns"].to_numpy(),
-            table["end_ns"].to_numpy(),
+            start,
+            end,
             table["tid"].to_numpy(),
-            name,
-            of_kind("sync"),
-            blocking,
-            of_kind("alloc"),
-            of_kind("module_load"),
+            kinds.sync,
+            kinds.blocking,
+            kinds.alloc,
+            kinds.module,
+            np.flatnonzero(gaps.touches(start, end)),
         )
 
     def span(self, rows: NDArray[np.bool_]) -> Intervals:
-        return union(self.start[rows], self.end[rows])
+        """The time of those of `rows` that touch a host gap."""
+        at = self.near[rows[self.near]]
+        return union(self.start[at], self.end[at])
 
 
 def _split_syncs(rank: RankTrace, roles: RoleTable, calls: _Calls) -> NDArray[np.bool_]:
@@ -148,12 +150,11 @@ def _split_syncs(rank: RankTrace, roles: RoleTable, calls: _Calls) -> NDArray[np
         return found
     work = rank.activities
     call = work["call"].to_numpy()
-    known = call >= 0
 
-    def launches(rows: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        mask = np.zeros(len(found), np.bool_)
-        mask[call[rows & known]] = True
-        return mask
+    def launches(rows: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """The calls that launched these activities, in order."""
+        launching = call[rows]
+        return np.sort(launching[launching >= 0])
 
     copies = launches(
         (work["kind"].to_numpy() == ActivityKind.MEMCPY)
@@ -165,27 +166,30 @@ def _split_syncs(rank: RankTrace, roles: RoleTable, calls: _Calls) -> NDArray[np
         | roles.has_nature("attention")
         | roles.mask(Role.EXPERT_GEMM, Role.DENSE_GEMM, Role.ATTENTION)
     )
-    waits = calls.sync | calls.blocking
-    for tid in np.unique(calls.tid[payload]).tolist():
-        rows = np.flatnonzero(calls.tid == tid)
-        end = len(rows)
-
-        def following(mask: NDArray[np.bool_], end: int = end) -> NDArray[np.int64]:
-            """Per call, the place of the next call of this kind after it."""
-            at = np.where(mask, np.arange(end, dtype=np.int32), np.int32(end))
-            after = np.minimum.accumulate(at[::-1])[::-1]
-            return np.append(after[1:], end)
-
-        def preceding(mask: NDArray[np.bool_], end: int = end) -> NDArray[np.int64]:
-            """Per call, the place of the last call of this kind before it."""
-            at = np.where(mask, np.arange(end, dtype=np.int32), np.int32(-1))
-            return np.concatenate([[-1], np.maximum.accumulate(at)[:-1]])
-
-        copied = preceding(copies[rows]) > preceding(waits[rows] & ~copies[rows])
-        copied |= copies[rows]
-        soon = following(payload[rows]) < following(other[rows])
-        found[rows] = waits[rows] & copied & soon
+    waits = np.flatnonzero(calls.sync | calls.blocking)
+    copying = np.zeros(len(found), np.bool_)
+    copying[copies] = True
+    for tid in few(calls.tid[payload]):
+        own, copied_by, carried_by, others = (
+            rows[calls.tid[rows] == tid] for rows in (waits, copies, payload, other)
+        )
+        plain = own[~copying[own]]
+        copied = _before(copied_by, own) > _before(plain, own)
+        copied |= copying[own]
+        soon = _after(carried_by, own) < _after(others, own)
+        found[own] = copied & soon
     return found
+
+
+def _before(rows: NDArray[np.int64], at: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Per entry of `at`, the last of the sorted `rows` before it, or -1."""
+    return np.concatenate([[-1], rows])[np.searchsorted(rows, at)]
+
+
+def _after(rows: NDArray[np.int64], at: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Per entry of `at`, the first of the sorted `rows` beyond it, or a number beyond all."""
+    beyond = np.append(rows, np.iinfo(np.int64).max)
+    return np.asarray(beyond[np.searchsorted(rows, at, side="right")], np.int64)
 
 
 def _launching(
@@ -198,21 +202,18 @@ def _launching(
     overhead = [n for n, text in enumerate(rank.names) if text.startswith(PROFILER_PREFIX)]
     loading = [n for n in overhead if any(part in rank.names[n] for part in LOADING)]
     is_overhead, is_loading = among(name, overhead), among(name, loading)
-    steps = np.isin(start, windows.host_start) | np.isin(end, windows.host_end)
-    visible = among(kind, (RangeKind.OPERATOR, RangeKind.PYTHON, RangeKind.ANNOTATION))
-    visible &= ~is_overhead & ~steps
     # Most calls and operators lie where the device is busy: only those in a gap matter here.
-    near = gaps.touches(start, end)
-    visible &= near
-    operators = among(kind, (RangeKind.OPERATOR, RangeKind.PYTHON)) & ~is_overhead & near
-    in_gap = gaps.touches(calls.start, calls.end)
-    called = union(calls.start[in_gap], calls.end[in_gap])
+    near = gaps.touches(start, end) & ~is_overhead
+    operators = among(kind, (RangeKind.OPERATOR, RangeKind.PYTHON)) & near
+    visible = operators | ((kind == RangeKind.ANNOTATION) & near)
+    visible &= ~np.isin(start, windows.host_start) & ~np.isin(end, windows.host_end)
+    called = union(calls.start[calls.near], calls.end[calls.near])
     sets: dict[str, Intervals] = {}
     rest = gaps
 
     def claim(cause: str, held: Intervals) -> None:
         nonlocal rest
-        sets[cause], rest = rest & held, rest - held
+        sets[cause], rest = rest.parted(held)
 
     claim("module_load", union(start[is_loading], end[is_loading]) | calls.span(calls.module))
     claim("profiler", union(start[is_overhead & ~is_loading], end[is_overhead & ~is_loading]))
@@ -249,7 +250,8 @@ def _count_waits(rank: RankTrace, roles: RoleTable, calls: _Calls) -> Intervals:
 
 def _recurring_pauses(gaps: Intervals, active: Intervals, windows: StepWindows) -> Intervals:
     """Long stretches of the gaps without any call or operator, if most steps hold one."""
-    quiet = gaps - active
+    pauses = gaps.ends - gaps.starts >= QUIET_NS
+    quiet = Intervals(gaps.starts[pauses], gaps.ends[pauses]) - active
     long = quiet.ends - quiet.starts >= QUIET_NS
     if not long.any():
         return EMPTY
@@ -260,7 +262,9 @@ def _recurring_pauses(gaps: Intervals, active: Intervals, windows: StepWindows) 
     return union(starts, quiet.ends[long])
 
 
-def _dependencies(rank: RankTrace, roles: RoleTable, idle: Intervals) -> dict[str, Intervals]:
+def _dependencies(
+    rank: RankTrace, roles: RoleTable, idle: Intervals, issue_ns: NDArray[np.int64]
+) -> dict[str, Intervals]:
     """What the next activity, issued in time, stood behind: the activity that ended last."""
     names = [cause for cause, group in GROUP_OF.items() if group == "dependency"]
     sets = dict.fromkeys(names, EMPTY)
@@ -271,10 +275,16 @@ def _dependencies(rank: RankTrace, roles: RoleTable, idle: Intervals) -> dict[st
     start, end = table["start_ns"].to_numpy(), table["end_ns"].to_numpy()
     stream, call = table["stream"].to_numpy(), table["call"].to_numpy()
     graph = table["in_graph"].to_numpy()
-    by_end = np.argsort(end, kind="stable")
-    after = np.minimum(np.searchsorted(start, idle.ends), len(start) - 1)
-    before = by_end[np.maximum(np.searchsorted(end[by_end], idle.starts, side="right") - 1, 0)]
-    issued = next_issue_ns(start, issue_times(rank), start[after])
+    after = np.searchsorted(start, idle.ends)
+    # Nothing runs where the device is idle: all that began before has ended, and what begins there
+    # is empty.
+    reach = np.maximum.accumulate(end)
+    latest = np.maximum.accumulate(np.where(end == reach, np.arange(len(end)), 0))
+    full = bool((end > start).all())
+    began = (after if full else np.searchsorted(start, idle.starts, side="right")) - 1
+    before = latest[np.maximum(began, 0)]
+    after = np.minimum(after, len(start) - 1)
+    issued = next_issue_ns(start, issue_ns, after)
     inside_graph = graph[after] & graph[before] & (call[after] == call[before])
     same = stream[after] == stream[before]
     copied = np.isin(roles.roles[before], (Role.MEMCPY, Role.MEMSET))

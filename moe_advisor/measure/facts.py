@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from moe_advisor.measure.health import SLOW_GPU
+from moe_advisor.measure.pairs import stage_places
 from moe_advisor.measure.partial import RankPartial
 from moe_advisor.measure.summary import Summary
 
@@ -176,6 +177,7 @@ def _parallelism(
     if "ep_size" not in t and dispatches and len(ranks) == t.get("world_size") == 2:
         t["ep_size"] = 2  # two ranks that dispatch to each other are one EP group
     stages = [len(found[0]) for one in ranks if (found := one.facts.get("stage"))]
+    stages += [size for size, _ in stage_places(ranks).values()]
     if stages:
         t.setdefault("pp_size", max(stages))
     elif metric.get("pp_p2p_ms", 0.0) > 0 and len(ranks) == t.get("world_size") == 2:
@@ -223,11 +225,12 @@ def _host(
     microbatches = metric.get("microbatches_per_step")
     if microbatches:
         t["microbatches"] = microbatches
-        t["syncs_per_microbatch"] = metric.get("syncs_per_step", 0.0) / microbatches
+        if "syncs_per_step" in metric:
+            t["syncs_per_microbatch"] = metric["syncs_per_step"] / microbatches
     gap_ns = sum(
         one.idle_ns[cause] for one in ranks for cause in ("sync", "alloc", "data", "launch")
     )
-    if gap_ns:
+    if gap_ns and "host_gap_ms" in metric:
         long = [one.facts["long_gap_ns"] for one in ranks]
         t["long_gap_share"] = sum(one["long"] for one in long) / gap_ns
         recurs = all(
@@ -242,7 +245,8 @@ def _host(
             items / sum(len(one.step_names) for one in ranks) / microbatches
         )
     t["data_loading"] = any(one.facts["data_ranges"] for one in ranks)
-    t["allocator_thrash"] = metric.get("alloc_retries", 0.0) >= 1.0
+    if "alloc_retries" in metric:
+        t["allocator_thrash"] = metric["alloc_retries"] >= 1.0
     large = float(np.mean([one.facts["large_host_copies"] / len(one.step_names) for one in ranks]))
     t["offload"] = large > OFFLOAD_COPIES_PER_STEP
 

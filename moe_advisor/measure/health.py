@@ -8,7 +8,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from moe_advisor.codes import among, distinct
+from moe_advisor.codes import among
 from moe_advisor.intervals import Intervals
 from moe_advisor.measure.partial import RankPartial
 from moe_advisor.measure.steps import StepWindows
@@ -63,9 +63,13 @@ _FIXED_WORK = (Role.DENSE_GEMM, Role.ATTENTION)
 
 
 def rank_issues(
-    rank: RankTrace, windows: StepWindows, step: NDArray[np.int64], taxonomy: Taxonomy
+    rank: RankTrace,
+    windows: StepWindows,
+    step: NDArray[np.int64],
+    taxonomy: Taxonomy,
+    calls: Sequence[int],
 ) -> list[CaptureIssue]:
-    """Lost records inside the steps of one rank."""
+    """Lost records inside the steps of one rank; `calls` are the names of its CUDA calls."""
     found: list[CaptureIssue] = []
     call = rank.activities["call"].to_numpy()
     inside = (rank.activities["kind"].to_numpy() == ActivityKind.KERNEL) & (step >= 0)
@@ -81,18 +85,18 @@ def rank_issues(
                 rank.rank,
             )
         )
-    launches = _kernel_launches(rank, windows, taxonomy)
-    owned = np.zeros(len(launches), np.bool_)
-    owned[call[call >= 0]] = True
-    lost = int((launches & ~owned).sum())
-    if lost > LOST_SHARE * max(int(launches.sum()), 1):
+    launches = _kernel_launches(rank, windows, taxonomy, calls)
+    lost = launches.copy()
+    lost[call[call >= 0]] = False
+    missing, launched = int(lost.sum()), int(launches.sum())
+    if missing > LOST_SHARE * max(launched, 1):
         found.append(
             CaptureIssue(
                 "launches-without-kernel",
                 Severity.ERROR,
-                f"{lost} of {int(launches.sum())} kernel launches inside the steps left no kernel "
+                f"{missing} of {launched} kernel launches inside the steps left no kernel "
                 f"in the trace: busy time is too low and idle too high; {RECAPTURE}",
-                lost,
+                missing,
                 rank.rank,
             )
         )
@@ -139,20 +143,22 @@ def _uneven_steps(
 
 
 def _kernel_launches(
-    rank: RankTrace, windows: StepWindows, taxonomy: Taxonomy
+    rank: RankTrace, windows: StepWindows, taxonomy: Taxonomy, calls: Sequence[int]
 ) -> NDArray[np.bool_]:
     """The kernel launches among the calls inside the steps; graph launches are not among them."""
     name, start = rank.calls["name"].to_numpy(), rank.calls["start_ns"].to_numpy()
     kernel = [
         one
-        for one in distinct(name)
+        for one in calls
         if taxonomy.call_kind(rank.names[one]) == "launch" and "LaunchKernel" in rank.names[one]
     ]
-    at = np.searchsorted(windows.host_start, start, side="right") - 1
-    if not len(windows):
-        return np.zeros(len(name), np.bool_)
-    inside = (at >= 0) & (start < windows.host_end[np.maximum(at, 0)])
-    return among(name, kernel) & inside
+    found = np.zeros(len(name), np.bool_)
+    # Calls come in order: a step holds those from its start to its end or the next step's start.
+    first = np.searchsorted(start, windows.host_start)
+    last = np.minimum(np.searchsorted(start, windows.host_end), np.append(first[1:], len(start)))
+    for low, high in zip(first.tolist(), last.tolist(), strict=True):
+        found[low:high] = among(name[low:high], kernel)
+    return found
 
 
 def kernel_speeds(
@@ -167,11 +173,11 @@ def kernel_speeds(
     if not len(rows):
         return {}
     table = rank.activities[rows].select("name", "blocks", ns=pl.col("end_ns") - pl.col("start_ns"))
-    beside = comm.within(
+    beside = comm.touches(
         rank.activities["start_ns"].to_numpy()[rows], rank.activities["end_ns"].to_numpy()[rows]
     )
     best = (
-        table.filter(pl.Series(beside == 0))
+        table.filter(pl.Series(~beside))
         .group_by("name", "blocks")
         .agg(pl.col("ns").median().alias("median"), pl.col("ns").sum().alias("all"), pl.len())
         .filter((pl.col("len") >= MIN_RUNS) & (pl.col("median") >= MIN_MEDIAN_NS))

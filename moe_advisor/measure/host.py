@@ -11,8 +11,44 @@ from moe_advisor.intervals import Intervals, merge, union
 from moe_advisor.model import NONE, ActivityKind, CopyKind, RankTrace
 from moe_advisor.roles.taxonomy import Taxonomy
 
-IDLE_CAUSES = ("sync", "alloc", "data", "launch")
-"""How host gaps are divided by time, in order of precedence."""
+
+@dataclass(frozen=True)
+class CallKinds:
+    """Which of the process's CUDA calls are of a kind, row by row.
+
+    An asynchronous copy to pageable memory counts as blocking: it waits for the device.
+    """
+
+    sync: NDArray[np.bool_]
+    blocking: NDArray[np.bool_]
+    alloc: NDArray[np.bool_]
+    module: NDArray[np.bool_]
+    names: list[int]
+    """The names of all calls, as numbers."""
+
+    @classmethod
+    def of(cls, rank: RankTrace, taxonomy: Taxonomy) -> "CallKinds":
+        """The kinds of the rank's calls by their names, and by the copies they launched."""
+        name = rank.calls["name"].to_numpy()
+        numbers = distinct(name)
+        codes = np.zeros(numbers[-1] + 1 if numbers else 0, np.uint8)
+        for one in numbers:
+            codes[one] = _CALL_CODES.get(taxonomy.call_kind(rank.names[one]) or "", 0)
+        code = codes.take(name)
+        sync, blocking, alloc, module = (code == kind for kind in _CALL_CODES.values())
+        work = rank.activities
+        pageable = (
+            (work["kind"].to_numpy() == ActivityKind.MEMCPY)
+            & work["pageable"].to_numpy()
+            & (work["copy_kind"].to_numpy() == CopyKind.DEVICE_TO_HOST)
+        )
+        launched = work["call"].to_numpy()[pageable]
+        blocking[launched[launched >= 0]] = True
+        return cls(sync, blocking, alloc, module, numbers)
+
+
+_CALL_CODES = {"sync": 1, "blocking_copy": 2, "alloc": 3, "module_load": 4}
+_FREES, _MALLOCS = ("cudaFree", "hipFree"), ("cudaMalloc", "hipMalloc")
 
 
 @dataclass(frozen=True)
@@ -26,6 +62,7 @@ class HostCalls:
     """Start of every synchronising call, sorted: to count them."""
     alloc_frees: NDArray[np.int64]
     """Start of every cudaFree that a cudaMalloc of the process follows, sorted."""
+    kinds: CallKinds
 
 
 def host_calls(rank: RankTrace, taxonomy: Taxonomy) -> HostCalls:
@@ -33,47 +70,38 @@ def host_calls(rank: RankTrace, taxonomy: Taxonomy) -> HostCalls:
     names = rank.calls["name"].to_numpy()
     start = rank.calls["start_ns"].to_numpy()
     end = rank.calls["end_ns"].to_numpy()
-    kinds = {name: taxonomy.call_kind(rank.names[name]) for name in distinct(names)}
-
-    def of_kind(*wanted: str) -> NDArray[np.bool_]:
-        return among(names, [name for name, kind in kinds.items() if kind in wanted])
-
-    sync = of_kind("sync")
-    blocking = of_kind("blocking_copy")
-    copies = rank.activities.filter(
-        (pl.col("kind") == ActivityKind.MEMCPY)
-        & pl.col("pageable")
-        & (pl.col("copy_kind") == CopyKind.DEVICE_TO_HOST)
-        & (pl.col("call") >= 0)
-    )
-    blocking[copies["call"].to_numpy()] = True  # an async copy to pageable memory waits for it
-    alloc = of_kind("alloc")
-    freed = among(names, [n for n in kinds if rank.names[n] in ("cudaFree", "hipFree")])
+    kinds = CallKinds.of(rank, taxonomy)
+    waits = np.flatnonzero(kinds.sync | kinds.blocking)
+    alloc = np.flatnonzero(kinds.alloc)
+    freed = start[among(names, [n for n in kinds.names if rank.names[n] in _FREES])]
+    asked = start[among(names, [n for n in kinds.names if rank.names[n] in _MALLOCS])]
     contexts = {n: taxonomy.context(rank.names[n]) for n in rank.ranges["name"].unique().to_list()}
     loads = rank.ranges.filter(
         pl.col("name").is_in([name for name, context in contexts.items() if context == "data"])
     )
     return HostCalls(
-        sync=union(start[sync | blocking], end[sync | blocking]),
+        sync=union(start[waits], end[waits]),
         alloc=union(start[alloc], end[alloc]),
         data=union(loads["start_ns"].to_numpy(), loads["end_ns"].to_numpy()),
-        sync_starts=np.sort(start[sync]),
-        alloc_frees=np.sort(start[freed]),
+        sync_starts=np.sort(start[kinds.sync]),
+        alloc_frees=np.sort(freed[freed < asked.max(initial=NONE)]),
+        kinds=kinds,
     )
 
 
 def next_issue_ns(
-    starts: NDArray[np.int64], issued: NDArray[np.int64], at: NDArray[np.int64]
+    starts: NDArray[np.int64], issued: NDArray[np.int64], low: NDArray[np.int64]
 ) -> NDArray[np.int64]:
-    """When the activity that starts at each of `at` was issued; NONE where its launch is unknown.
+    """When the activities in the rows `low` were issued; NONE where their launch is unknown.
 
-    `starts` is sorted. Of several that start together the one issued first counts.
+    `starts` is sorted. Of several that start together the one issued first counts, and `low` is the
+    first row of them.
     """
-    low = np.searchsorted(starts, at)
     found = issued[low]
-    beyond = np.append(starts[1:], np.iinfo(np.int64).max)
-    for tie in np.flatnonzero(beyond[low] == at).tolist():
-        high = np.searchsorted(starts, at[tie], side="right")
+    tied = np.zeros(len(starts), np.bool_)
+    np.equal(starts[1:], starts[:-1], out=tied[:-1])
+    for tie in np.flatnonzero(tied[low]).tolist():
+        high = np.searchsorted(starts, starts[low[tie]], side="right")
         found[tie] = issued[low[tie] : high].min()
     return found
 
@@ -97,17 +125,26 @@ class Idle:
     after_sync: Intervals
 
 
-def divide_idle(rank: RankTrace, busy: Intervals, span: Intervals, calls: HostCalls) -> Idle:
+def divide_idle(
+    rank: RankTrace,
+    issued: NDArray[np.int64],
+    busy: Intervals,
+    span: Intervals,
+    calls: HostCalls,
+) -> Idle:
     """Divides the idle time of `span` (the union of the step windows).
+
+    `issued` are the `issue_times` of the rank.
 
     A gap is the host's if the launch call of the next activity began after the gap did; the end of
     the last step, with nothing launched any more, is the host's too.
     """
     starts = rank.activities["start_ns"].to_numpy()
     gap_start, gap_end = busy.ends[:-1], busy.starts[1:]
-    issued_at = next_issue_ns(starts, issue_times(rank), gap_end)
+    issued_at = next_issue_ns(starts, issued, np.searchsorted(starts, gap_end))
     by_host = (issued_at != NONE) & (issued_at > gap_start)
-    host = union(gap_start[by_host], gap_end[by_host])
+    late = host = Intervals(gap_start[by_host], gap_end[by_host])
+    in_time = Intervals(gap_start[~by_host], gap_end[~by_host])
     if len(busy) and len(span):
         tail = union([busy.ends[-1]], [max(int(span.ends[-1]), int(busy.ends[-1]))])
         head = union([min(int(span.starts[0]), int(busy.starts[0]))], [busy.starts[0]])
@@ -115,23 +152,26 @@ def divide_idle(rank: RankTrace, busy: Intervals, span: Intervals, calls: HostCa
     else:
         host = span
     host = host & span
-    idle = span - busy
     causes: dict[str, Intervals] = {}
     rest = host
     for cause, held in (("sync", calls.sync), ("alloc", calls.alloc), ("data", calls.data)):
-        causes[cause] = rest & held
-        rest = rest - held
+        causes[cause], rest = rest.parted(held)
     causes["launch"] = rest
-    began = calls.sync.contains(gap_start[by_host]) if len(gap_start) else np.zeros(0, np.bool_)
-    after = union(gap_start[by_host][began], gap_end[by_host][began]) & span
-    return Idle(host, idle - host, causes, after)
+    began = calls.sync.contains(late.starts)
+    after = Intervals(late.starts[began], late.ends[began]) & span
+    return Idle(host, in_time & span, causes, after)
 
 
 def starved_launches(
-    rank: RankTrace, compute_rows: NDArray[np.bool_], compute: Intervals, span: Intervals
+    rank: RankTrace,
+    issued: NDArray[np.int64],
+    compute_rows: NDArray[np.bool_],
+    compute: Intervals,
+    span: Intervals,
 ) -> Intervals:
     """When no compute kernel runs and the next one had not been issued yet, inside `span`.
 
+    `issued` are the `issue_times` of the rank.
     A kernel without a known launch counts as issued. After the last kernel nothing was issued.
     """
     if not len(compute) or not len(span):
@@ -141,6 +181,8 @@ def starved_launches(
     gap_start = np.concatenate([[min(int(span.starts[0]), int(compute.starts[0]))], compute.ends])
     last_end = max(int(span.ends[-1]), int(compute.ends[-1]))
     gap_end = np.concatenate([compute.starts, [last_end]])
-    issued_at = next_issue_ns(starts, issue_times(rank)[rows], gap_end[:-1])
-    issued_at = np.concatenate([np.where(issued_at == NONE, gap_start[:-1], issued_at), [last_end]])
-    return union(gap_start, np.clip(issued_at, gap_start, gap_end))
+    alone = len(compute) == len(starts)  # kernels never overlap or touch: each opens its own
+    opens = np.arange(len(starts)) if alone else np.searchsorted(starts, compute.starts)
+    issued_at = np.append(next_issue_ns(starts, issued[rows], opens), last_end)
+    np.copyto(issued_at[:-1], gap_start[:-1], where=issued_at[:-1] == NONE)
+    return union(gap_start, np.clip(issued_at, gap_start, gap_end, out=issued_at))

@@ -53,16 +53,23 @@ def find_kernels(
 
     Durations of activities that run side by side are added: this says what ran, not what it cost.
     """
-    names = rank.activities["name"].to_numpy().astype(np.int64)[inside]
-    if not len(names):
+    names = rank.activities["name"].to_numpy()
+    if not inside.any():
         return {}
-    key = roles[inside].astype(np.int64) * (int(names.max()) + 1) + names
-    unique, place, counts = np.unique(key, return_inverse=True, return_counts=True)
-    totals = np.bincount(place, duration_ns[inside].astype(np.float64), len(unique))
+    # One number for each role and name; what lies outside steps counts behind all of them.
+    many = int(names.max()) + 1
+    key = roles.astype(np.int64)
+    key *= many
+    key += names
+    key[~inside] = len(Role) * many
+    numbers = np.bincount(key, minlength=len(Role) * many + 1)[:-1]
+    totals = np.bincount(key, duration_ns, len(Role) * many + 1)
+    unique = np.flatnonzero(numbers)
     found: dict[str, dict[str, tuple[int, int]]] = {}
     shorts: dict[int, str] = {}
-    for both, number, ns in zip(unique.tolist(), counts.tolist(), totals.tolist(), strict=True):
-        role, name = divmod(both, int(names.max()) + 1)
+    for both in unique.tolist():
+        number, ns = int(numbers[both]), float(totals[both])
+        role, name = divmod(both, many)
         short = shorts.setdefault(name, short_name(rank.names[name]) or "unnamed")
         of_role = found.setdefault(Role(role).label, {})
         had = of_role.get(short, (0, 0))

@@ -197,6 +197,20 @@ def _count(stages: Sequence[_Stage], partners: Mapping[_Key, set[_Key]], tally: 
                     tally.moved(one.partial.collectives, row, shorter)
 
 
+def stage_places(partials: Sequence[RankPartial]) -> dict[int, tuple[int, int]]:
+    """Rank -> (stages, its stage) for pipelines all of whose ranks were read.
+
+    From the communicators that pipeline kernels use: their size, or the peers these talk to.
+    """
+    found: dict[int, tuple[int, int]] = {}
+    for name, members in _groups(partials).items():
+        size = max(_size(name, one, _rows(name, one)) for one in members)
+        stages = _stages(name, members)
+        if size == len(members) and not isinstance(stages, str):
+            found |= {one.partial.rank: (size, one.place) for one in stages}
+    return found
+
+
 def _groups(partials: Sequence[RankPartial]) -> dict[str, list[RankPartial]]:
     """Communicator -> the ranks that pipeline kernels of it were seen on, in rank order."""
     groups: dict[str, list[RankPartial]] = {}

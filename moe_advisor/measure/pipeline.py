@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_advisor.codes import few
 from moe_advisor.intervals import EMPTY, Intervals, union
 from moe_advisor.measure.steps import StepWindows
 from moe_advisor.model import RankTrace
@@ -51,7 +52,8 @@ def find_pipeline(
     """
     table = rank.activities
     start, end = table["start_ns"].to_numpy(), table["end_ns"].to_numpy()
-    passes = _passes(rank, roles, step, len(windows))
+    backward = _launched_backward(rank, roles)
+    passes = _passes(rank, roles, step, len(windows), backward)
     p2p = roles.mask(Role.PP_P2P)
     if not p2p.any() or not len(windows):
         return Pipeline(EMPTY, dict.fromkeys(PHASES, EMPTY), EMPTY, passes)
@@ -60,7 +62,6 @@ def find_pipeline(
     if len(meta):
         receives[meta["activity"].to_numpy()[meta["bytes_received"].to_numpy() == 0]] = False
     resident = union(start[receives], end[receives])
-    backward = _launched_backward(rank, roles)
     layers = roles.has_nature("gemm") | roles.has_nature("expert_gemm")
     layers |= roles.has_nature("attention")
     edges: dict[str, list[tuple[int, int]]] = {phase: [] for phase in ("region", *PHASES)}
@@ -99,7 +100,13 @@ def _launched_backward(rank: RankTrace, roles: RoleTable) -> NDArray[np.bool_]:
     return np.where(call >= 0, backward[np.maximum(call, 0)], False)
 
 
-def _passes(rank: RankTrace, roles: RoleTable, step: NDArray[np.int64], steps: int) -> float | None:
+def _passes(
+    rank: RankTrace,
+    roles: RoleTable,
+    step: NDArray[np.int64],
+    steps: int,
+    backward: NDArray[np.bool_],
+) -> float | None:
     """Backward passes per step: runs of backward launches with forward launches between them.
 
     The thread that calls backward launches nothing until the pass is over.
@@ -107,12 +114,13 @@ def _passes(rank: RankTrace, roles: RoleTable, step: NDArray[np.int64], steps: i
     call = rank.activities["call"].to_numpy()
     layers = roles.has_nature("gemm") | roles.has_nature("expert_gemm")
     layers |= roles.has_nature("attention")
-    backward = _launched_backward(rank, roles)
     if not steps or not (backward & layers).any():
         return None
     tids = rank.calls["tid"].to_numpy()
     thread = np.where(call >= 0, tids[np.maximum(call, 0)], -1)
-    elsewhere = ~np.isin(thread, np.unique(thread[backward]))
+    elsewhere = np.ones(len(thread), np.bool_)
+    for one in few(thread[backward]):
+        elsewhere &= thread != one
     rows = np.flatnonzero((call >= 0) & (step >= 0) & ((layers & backward) | elsewhere))
     rows = rows[np.argsort(call[rows], kind="stable")]
     key = np.where(backward[rows], step[rows], -1)

@@ -1,4 +1,4 @@
-"""Measures one rank: everything of design.md section 3 that needs no other rank."""
+"""Measures one rank: every metric, or part of one, that needs no other rank."""
 
 import re
 from collections.abc import Sequence
@@ -10,22 +10,36 @@ import polars as pl
 from numpy.typing import NDArray
 
 from moe_advisor.codes import among, distinct
-from moe_advisor.intervals import EMPTY, Intervals, merge, union
+from moe_advisor.intervals import EMPTY, Intervals, merge, places, union
 from moe_advisor.measure.blocking import find_blocking
 from moe_advisor.measure.causes import find_causes
 from moe_advisor.measure.gemms import gemm_work
 from moe_advisor.measure.health import kernel_speeds, memory_levels, rank_issues
 from moe_advisor.measure.held_sms import held_sms
-from moe_advisor.measure.host import Idle, divide_idle, host_calls, starved_launches
+from moe_advisor.measure.host import (
+    Idle,
+    divide_idle,
+    host_calls,
+    issue_times,
+    starved_launches,
+)
 from moe_advisor.measure.kernels import find_kernels
-from moe_advisor.measure.layers import find_layers
+from moe_advisor.measure.layers import Layers, find_layers
 from moe_advisor.measure.microbatches import embedding_passes
 from moe_advisor.measure.partial import Collectives, PerStep, RankPartial, RolePartial
 from moe_advisor.measure.pipeline import PHASES, find_pipeline
 from moe_advisor.measure.recompute import by_module, find_recompute
 from moe_advisor.measure.states import States, divide
 from moe_advisor.measure.steps import StepWindows, find_steps
-from moe_advisor.model import NONE, ActivityKind, CollectiveKind, CopyKind, RangeKind, RankTrace
+from moe_advisor.model import (
+    NONE,
+    ActivityKind,
+    CaptureIssue,
+    CollectiveKind,
+    CopyKind,
+    RangeKind,
+    RankTrace,
+)
 from moe_advisor.roles.assign import RoleTable, assign_roles
 from moe_advisor.roles.roles import COMMUNICATION, COMPUTE, Family, Role, Source
 from moe_advisor.roles.taxonomy import Taxonomy
@@ -39,7 +53,7 @@ _MERGED_NODE = re.compile(r"^moe_(dispatch|combine) (forward|backward)")
 
 OPAQUE_LIMIT = 0.01
 """Opaque CUDA graph launches above this share of the step hide too much: what lies in them is not
-measured (design.md, 2)."""
+measured."""
 
 LARGE_COPY_BYTES = 1 << 20
 """A copy between host and device of at least this size moves activations or states, not counts."""
@@ -72,13 +86,17 @@ _BUSY = _names(*Role)
 
 @dataclass(frozen=True)
 class MeasuredRank:
-    """A rank's partial together with the tables it came from (for timeline and activity export)."""
+    """A rank's partial together with the tables it came from (for timeline and activity export).
+
+    `recompute` says of each activity whether it is forward work run again.
+    """
 
     partial: RankPartial
     trace: RankTrace
     roles: RoleTable
     windows: StepWindows
     idle: Idle
+    recompute: NDArray[np.bool_]
 
 
 def measure_rank(
@@ -92,7 +110,8 @@ def measure_rank(
     roles = assign_roles(rank, taxonomy)
     windows = find_steps(rank, roles, step_pattern, steps)
     working = _Measurement(rank, roles, windows, taxonomy)
-    return MeasuredRank(working.partial(), rank, roles, windows, working.idle)
+    recompute = working.recompute.rows
+    return MeasuredRank(working.partial(), rank, roles, windows, working.idle, recompute)
 
 
 class _Measurement:
@@ -108,7 +127,7 @@ class _Measurement:
         self.step = self._step_of(self.start)
         self.span = union(windows.start, windows.end)
         self.busy = union(self.start, self.end)
-        self.sets = {role: self._set(roles.roles == role) for role in Role}
+        self.sets = self._by_role()
         self.families = {
             family: merge(self.sets[role] for role in Role if role.family is family)
             for family in Family
@@ -118,8 +137,9 @@ class _Measurement:
         self.comm = merge(self.sets[role] for role in COMMUNICATION)
         self.copies = self.families[Family.COPY]
         self.calls = host_calls(rank, taxonomy)
-        self.idle = divide_idle(rank, self.busy, self.span, self.calls)
-        self.starved = starved_launches(rank, self.compute_rows, self.compute, self.span)
+        issued = issue_times(rank)
+        self.idle = divide_idle(rank, issued, self.busy, self.span, self.calls)
+        self.starved = starved_launches(rank, issued, self.compute_rows, self.compute, self.span)
         self.pipeline = find_pipeline(
             rank,
             roles,
@@ -134,9 +154,28 @@ class _Measurement:
         )
         self.starved = self.starved - self.pipeline.held
         self.blocking = self._find_blocking()
-        self.causes = find_causes(rank, roles, self.idle, windows, taxonomy)
+        self.causes = find_causes(rank, roles, self.idle, windows, self.calls.kinds, issued)
         self.recompute = find_recompute(rank, roles)
         self.states = self._divide()
+        self.layers = self._find_layers()
+
+    def _find_layers(self) -> tuple[Layers, str | None]:
+        return find_layers(
+            self.rank,
+            self.roles,
+            self.step,
+            steps=len(self.windows),
+            passes=self.pipeline.passes,
+            merged=embedding_passes(self.rank, self.step, len(self.windows)),
+            recompute=self.recompute.rows,
+            phases={
+                "attention": self.sets[Role.ATTENTION],
+                "dispatch": self.sets[Role.EP_DISPATCH] | self.sets[Role.EP_NOTIFY],
+                "expert_gemm": self.sets[Role.EXPERT_GEMM],
+                "combine": self.sets[Role.EP_COMBINE],
+                "gap": self.span - self.busy,
+            },
+        )
 
     def _find_blocking(self) -> dict[str, Intervals]:
         """EP time inside the steps that an issued compute kernel waited for, by evidence."""
@@ -162,13 +201,24 @@ class _Measurement:
 
     def _step_of(self, times: NDArray[np.int64]) -> NDArray[np.int64]:
         """The step whose window holds each time, or -1."""
-        at = np.searchsorted(self.windows.start, times, side="right") - 1
+        at = places(self.windows.start, times, "right") - 1
         if not len(self.windows):
             return np.full(len(times), -1, np.int64)
         return np.where((at >= 0) & (times < self.windows.end[np.maximum(at, 0)]), at, -1)
 
     def _set(self, rows: NDArray[np.bool_]) -> Intervals:
-        return union(self.start[rows], self.end[rows])
+        at = np.flatnonzero(rows)
+        return union(self.start[at], self.end[at])
+
+    def _by_role(self) -> dict[Role, Intervals]:
+        """When each role ran: all rows put into order once instead of picked out for each role."""
+        order = np.argsort(self.roles.roles, kind="stable")
+        start, end = self.start[order], self.end[order]
+        cuts = np.cumsum(np.bincount(self.roles.roles, minlength=len(Role)))
+        return {
+            role: union(start[low:high], end[low:high])
+            for role, low, high in zip(Role, [0, *cuts[:-1].tolist()], cuts.tolist(), strict=True)
+        }
 
     def _count(self, rows: NDArray[np.bool_]) -> NDArray[np.float64]:
         inside = self.step[rows & (self.step >= 0)]
@@ -187,6 +237,8 @@ class _Measurement:
             )
         else:
             times["overlap_slowdown"] = slowdown
+        if not len(rank.calls):
+            not_measured |= dict.fromkeys(_NEED_CALLS, "the capture holds no CUDA API calls")
         self._not_measured_behind_graphs(not_measured)
         return RankPartial(
             rank=rank.rank,
@@ -217,21 +269,7 @@ class _Measurement:
                 "dependency": int(times["dependency_idle"].sum()),
             },
             idle_detail=self.causes.detail,
-            layers_ns=find_layers(
-                rank,
-                self.roles,
-                self.step,
-                steps=len(windows),
-                passes=self.pipeline.passes,
-                recompute=self.recompute.rows,
-                phases={
-                    "attention": self.sets[Role.ATTENTION],
-                    "dispatch": self.sets[Role.EP_DISPATCH] | self.sets[Role.EP_NOTIFY],
-                    "expert_gemm": self.sets[Role.EXPERT_GEMM],
-                    "combine": self.sets[Role.EP_COMBINE],
-                    "gap": self.span - self.busy,
-                },
-            ),
+            layers_ns=self.layers[0],
             cause_ns={cause: one.total for cause, one in self.causes.sets.items() if len(one)},
             unclassified=self._unclassified(),
             kernels=find_kernels(rank, self.roles.roles, self.end - self.start, self.step >= 0),
@@ -239,7 +277,7 @@ class _Measurement:
             facts=self._facts(self.recompute.rows),
             environment=rank.environment,
             not_measured=not_measured,
-            issues=(*rank.issues, *rank_issues(rank, windows, self.step, self.taxonomy)),
+            issues=(*rank.issues, *self._issues()),
         )
 
     # -------------------------------------------------------------------------------- times
@@ -346,8 +384,7 @@ class _Measurement:
         result = np.zeros(len(self.windows), np.int64)
         if not len(rows) or not len(self.comm):
             return result
-        covered = self.comm.within(self.start[rows], self.end[rows])
-        beside = covered > 0
+        beside = self.comm.touches(self.start[rows], self.end[rows])
         if not beside.any():
             return result
         duration = self.end[rows] - self.start[rows]
@@ -401,11 +438,14 @@ class _Measurement:
         """Start of every call that takes device memory from the driver or gives it back, sorted."""
         calls = self.rank.calls
         names = [
-            n
-            for n in calls["name"].unique().to_list()
-            if self.rank.names[n].startswith(_DEVICE_ALLOCATIONS)
+            n for n in self.calls.kinds.names if self.rank.names[n].startswith(_DEVICE_ALLOCATIONS)
         ]
-        return np.sort(calls.filter(pl.col("name").is_in(names))["start_ns"].to_numpy())
+        found = among(calls["name"].to_numpy(), names)
+        return np.sort(calls["start_ns"].to_numpy()[found])
+
+    def _issues(self) -> list[CaptureIssue]:
+        names = self.calls.kinds.names
+        return rank_issues(self.rank, self.windows, self.step, self.taxonomy, names)
 
     def _parts(self) -> dict[str, PerStep]:
         """The stacked bar: every instant of the step once, by a fixed precedence."""
@@ -474,23 +514,23 @@ class _Measurement:
         """The communication of the steps, in launch order per communicator."""
         rows = np.flatnonzero(among(self.roles.roles, COMMUNICATION) & (self.step >= 0))
         table = self.rank.collectives
-        group = np.full(len(self.start), -1, np.int64)
-        numbers = {name: np.full(len(self.start), NONE, np.int64) for name in (*_BYTES, *_TOLD)}
-        kind = np.zeros(len(self.start), np.int8)
-        if len(table):
-            at = table["activity"].to_numpy()
-            group[at], kind[at] = table["group"].to_numpy(), table["kind"].to_numpy()
-            for name, values in numbers.items():
-                values[at] = table[name].to_numpy()
+        row_of = np.full(len(self.start), -1, np.int32)
+        row_of[table["activity"].to_numpy()] = np.arange(len(table), dtype=np.int32)
+
+        def told(name: str, otherwise: int) -> NDArray[np.int64]:
+            """A column of the metadata for the communication of `rows`."""
+            at = row_of[rows]
+            found = np.full(len(rows), otherwise, np.int64)
+            found[at >= 0] = table[name].to_numpy()[at[at >= 0]]
+            return found
+
         unnamed = [index for index, text in enumerate(self.rank.names) if not text]
+        group = told("group", -1)
         group[np.isin(group, unnamed)] = -1
-        call = self.rank.activities["call"].to_numpy()
-        launch = np.where(call >= 0, call, 0)
-        order = np.lexsort(
-            (self.start[rows], launch[rows], self._channel(rows, group), self.step[rows])
-        )
-        rows = rows[order]
         channel = self._channel(rows, group)
+        launch = np.maximum(self.rank.activities["call"].to_numpy()[rows], 0)
+        order = np.lexsort((self.start[rows], launch, channel, self.step[rows]))
+        rows, group, channel = rows[order], group[order], channel[order]
         key = self.step[rows] * (int(channel.max(initial=0)) + 1) + channel
         fresh = (
             np.concatenate([[True], key[1:] != key[:-1]]) if len(rows) else np.zeros(0, np.bool_)
@@ -505,26 +545,23 @@ class _Measurement:
         before_end = np.minimum(before_end, self.start[rows])
         return Collectives(
             step=self.step[rows],
-            group=group[rows],
+            group=group,
             index=position - first,
             role=self.roles.roles[rows],
             start_ns=self.start[rows],
             duration_ns=self.end[rows] - self.start[rows],
-            bytes_sent=numbers["bytes_sent"][rows],
-            bytes_received=numbers["bytes_received"][rows],
-            bytes_self=numbers["bytes_self"][rows],
+            **{name: told(name, NONE) for name in (*_BYTES, *_TOLD)},
             compute_before_ns=self.compute.within(before_end, self.start[rows]),
             gap_before_ns=self.idle.host.within(before_end, self.start[rows]),
             backward=self._backward(rows),
-            kind=kind[rows],
-            **{name: numbers[name][rows] for name in _TOLD},
+            kind=told("kind", 0).astype(np.int8),
         )
 
     def _channel(self, rows: NDArray[np.int64], group: NDArray[np.int64]) -> NDArray[np.int64]:
         """What counts its collectives together: the communicator, else the role's family."""
         base = int(group.max(initial=0)) + 1
         by_family = base + _LEADER[self.roles.roles[rows]]
-        return np.where(group[rows] >= 0, group[rows], by_family).astype(np.int64)
+        return np.where(group >= 0, group, by_family).astype(np.int64)
 
     def _backward(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         call = self.rank.activities["call"].to_numpy()[rows]
@@ -609,6 +646,7 @@ class _Measurement:
             "held_sms": held_sms(self.rank, self.roles.roles, self.step),
             "recompute_modules": by_module(self.rank, self.roles, recompute, self.step),
             "backward_passes": self.pipeline.passes,
+            "layers_reason": self.layers[1],
             "stage": self._stage(),
             "long_gap_ns": self._long_gaps(),
             "item_calls": self._item_calls(),
@@ -704,6 +742,14 @@ _TOLD = ("sequence", "place", "to_low", "to_high", "from_low", "from_high")
 
 _LEADER = np.asarray([next(o for o in Role if o.family is role.family) for role in Role], np.int64)
 """Per role, one role that stands for its family, to number families with."""
+
+_NEED_CALLS = (
+    *("host_gap_ms", "host_gap_sync_ms", "host_gap_alloc_ms", "host_gap_data_ms"),
+    *("host_gap_launch_ms", "host_gap_after_sync_ms", "dependency_idle_ms"),
+    *("launch_starved_ms", "compute_absent_unresolved_ms"),
+    *("syncs_per_step", "alloc_retries", "device_allocs_per_step"),
+)
+"""Without launch calls idle time can't be divided, and none of the host's calls is counted."""
 
 _HIDDEN_BY_GRAPHS = (
     "compute_ms",

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from moe_advisor.codes import distinct, few
 from moe_advisor.intervals import union
 from moe_advisor.model import NONE, ActivityKind, RangeKind, RankTrace
 from moe_advisor.roles.assign import RoleTable
@@ -97,9 +98,7 @@ def _from_repeated_sequence(rank: RankTrace, roles: RoleTable) -> Recompute:
     again = rows[backward & kernels]
     first = rows[~backward & kernels]
     anchors = {
-        number
-        for number in np.unique(names[first]).tolist()
-        if _is_forward_attention(rank.names[number])
+        number for number in distinct(names[first]) if _is_forward_attention(rank.names[number])
     }
     reopened, annotated = _reopened_ranges(rank, roles)
     launched_again = np.zeros(len(rank.activities), np.bool_)
@@ -148,7 +147,7 @@ def _reopened_ranges(rank: RankTrace, roles: RoleTable) -> tuple[NDArray[np.bool
     marked = np.zeros(len(rank.calls), np.bool_)
     ranges = rank.ranges.filter(pl.col("kind") == RangeKind.ANNOTATION)
     tids, times = rank.calls["tid"].to_numpy(), rank.calls["start_ns"].to_numpy()
-    threads = np.unique(tids[roles.contexts.backward]).tolist()
+    threads = few(tids[roles.contexts.backward])
     forward = ranges.filter(~pl.col("tid").is_in(threads))
     phases = forward.group_by("name").len().filter(pl.col("len") > 1)["name"].to_list()
     phases = [name for name in phases if not _is_library_call(rank.names[name])]

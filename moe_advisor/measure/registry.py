@@ -118,7 +118,7 @@ _METRICS = (
     Metric("memory_growth_gib", "GiB", "Memory growth", "Allocated (else reserved) device memory at the end of the last step minus that at the end of the first: above zero in steady state something is kept."),
     Metric("memory_fragmentation_gib", "GiB", "Memory fragmentation", "Reserved minus allocated device memory at the peak of allocated memory.", pitfall="An upper bound: part of it is merely cached."),
     Metric("device_allocs_per_step", "count/step", "Driver allocations per step", "Calls inside a step that take device or pinned memory from the driver or give it back (cudaMalloc, cudaFree, cuMemCreate, cuMemMap and their kin): none in steady state."),
-    Metric("alloc_retries", "count/step", "Allocator frees and mallocs", "cudaFree calls followed by cudaMalloc inside a step: the caching allocator gave memory back and asked again."),
+    Metric("alloc_retries", "count/step", "Allocator frees and mallocs", "cudaFree calls inside a step that a cudaMalloc follows: the caching allocator gave memory back and asked again."),
     Metric("unclassified_share", "share", "Unclassified compute", "Compute kernels of no known family divided by step time."),
     Metric("tokens_per_s_per_gpu", "tokens/s", "Tokens per second and GPU", "Global batch tokens divided by the unprofiled step time and the number of GPUs.", better="higher"),
     Metric("model_tflops_per_gpu", "TFLOP/s", "Model TFLOP/s per GPU", "Model FLOPs divided by the unprofiled step time and the number of GPUs.", better="higher"),

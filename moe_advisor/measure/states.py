@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_advisor.codes import hashed
 from moe_advisor.intervals import Intervals, places, sweep, union
 
 MAX_CONDITIONS = 60
@@ -99,8 +100,7 @@ def _divide(
     inside = step >= 0
     inside[inside] &= times[inside] < ends[step[inside]]
     key, step, length = key[inside], step[inside], length[inside]
-    keys = np.unique(key)  # a few hundred: looking them up is cheaper than sorting all
-    state = np.searchsorted(keys, key)
+    keys, state = hashed(key)
     ns = np.bincount(step * len(keys) + state, weights=length, minlength=len(starts) * len(keys))
     # Sums of whole ns are exact in doubles up to 2**53 ns, 104 days.
     return keys, ns.astype(np.int64).reshape(len(starts), len(keys))

@@ -36,9 +36,6 @@ FOREIGN_PAUSE_STEPS = 1.0
 REGULAR_SPREAD = 0.1
 """Repetition counts as steps where the spacing of a kernel varies by less than this share."""
 
-OPTIMIZER_PAUSE_NS = 1_000_000
-"""Optimizer kernels closer than this form one cluster, so one optimizer step."""
-
 
 @dataclass(frozen=True)
 class StepWindows:
@@ -176,7 +173,7 @@ def _whole(rank: RankTrace) -> _HostSteps:
 
 
 def _on_gpu(rank: RankTrace, roles: RoleTable, host: _HostSteps) -> StepWindows:
-    """Boundaries on the GPU, as design.md section 3 defines them."""
+    """Boundaries on the GPU, as docs/reference/metrics.md defines them."""
     dropped: list[tuple[str, str]] = []
     count = len(host.names)
     if host.source != "annotation":

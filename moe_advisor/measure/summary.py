@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from moe_advisor.intervals import union
 from moe_advisor.measure.health import gpu_slowness
 from moe_advisor.measure.kernels import merge_kernels
+from moe_advisor.measure.pairs import stage_places
 from moe_advisor.measure.partial import RankPartial
 from moe_advisor.measure.partly import EVIDENCE, open_ns, partly_matched, whole_steps
 from moe_advisor.measure.peers import WAITING_FAMILIES, Peers, Waiting, bytes_leaving, match_peers
@@ -138,6 +139,8 @@ class Summary:
     """Mean ms per step by layer and phase, `forward_ms` and `backward_ms`."""
     kernels: list[Kernel] = field(default_factory=list)
     why: Why | None = None
+    layers_reason: str | None = None
+    """Why there are no layers."""
 
 
 def summarise(partials: Sequence[RankPartial], hardware: Mapping[str, Any]) -> Summary:
@@ -161,7 +164,8 @@ def summarise(partials: Sequence[RankPartial], hardware: Mapping[str, Any]) -> S
         unclassified=_unclassified(ranks),
         ranks=_rank_summaries(ranks, peers),
         collectives=_collective_views(ranks, peers),
-        layers=_layers(ranks),
+        layers=(layers := _layers(ranks)),
+        layers_reason=None if layers else _no_layers(ranks),
         kernels=merge_kernels(ranks),
         why=tables,
         wait_causes_ms=_wait_causes(ranks, peers, metrics),
@@ -492,7 +496,7 @@ class _Metrics:
             self.found["microbatches_per_step"] = _not_measured(
                 "microbatches_per_step",
                 f"{passes[0]:g} backward passes per step are micro-batches × model chunks; the "
-                "trace does not tell the chunks: give --config",
+                "trace does not tell the chunks",
             )
         if known:
             self.found["microbatches_per_step"] = MetricValue(
@@ -527,7 +531,7 @@ class _Metrics:
                 "pp_bubble_ideal_ms", ideal, f"{size} stages, {chunks:g} backward passes per step"
             )
         else:
-            reason = "micro-batches per step are not known: give --config"
+            reason = "whole backward passes are not in the trace of every rank"
             self.found["pp_bubble_ideal_ms"] = _not_measured("pp_bubble_ideal_ms", reason)
         busy: dict[int, list[float]] = {}
         for one, stage in zip(self.ranks, stage_of, strict=True):
@@ -565,6 +569,9 @@ def _stages(ranks: Sequence[RankPartial]) -> tuple[int, list[int]] | None:
     found = [one.facts["stage"] for one in ranks if one.facts.get("stage")]
     if len(found) == len(ranks):
         return max(len(members) for members, _ in found), [place for _, place in found]
+    told = stage_places(ranks)
+    if len(told) == len(ranks):
+        return max(size for size, _ in told.values()), [told[one.rank][1] for one in ranks]
     talking = all(Role.PP_P2P.label in one.roles for one in ranks)
     if len(ranks) == 2 and talking and all((one.world_size or 2) <= 2 for one in ranks):
         return 2, [0, 1]
@@ -574,7 +581,7 @@ def _stages(ranks: Sequence[RankPartial]) -> tuple[int, list[int]] | None:
 _REASONS = {
     "memory_peak_gib": "no memory events in the trace; give --log or capture again with them",
     "memory_headroom_gib": "no memory events in the trace; give --log or capture again with them",
-    "microbatches_per_step": "neither forward ranges nor whole backward passes; give --config",
+    "microbatches_per_step": "neither forward ranges nor whole backward passes are in the trace",
     "memory_growth_gib": "needs memory events over two steps or more",
     "memory_fragmentation_gib": "needs allocated and reserved levels (torch profile_memory=True)",
     "gpu_slowness": "needs two ranks that run the same kernels",
@@ -845,6 +852,7 @@ def _roles(ranks: Sequence[RankPartial]) -> list[RoleResult]:
             default=Source.METADATA,
         )
         ms = _mean_ms(ranks, lambda one: of(one, "ns"))
+        reason = _open_because(role, shares.get(Source.NAME.name.lower(), 0.0), present)
         communicates = role.family not in (Family.COMPUTE, Family.COPY, Family.OPAQUE)
         found.append(
             RoleResult(
@@ -858,15 +866,29 @@ def _roles(ranks: Sequence[RankPartial]) -> list[RoleResult]:
                     float(np.mean([of(one, "count") / len(one.step_names) for one in ranks]))
                 ),
                 share=_round(ms / step) if step else 0.0,
-                confidence=CONFIDENCE[weakest],  # type: ignore[arg-type]
+                confidence="low" if reason else CONFIDENCE[weakest],  # type: ignore[arg-type]
                 sources=shares,
+                reason=reason,
             )
         )
     return found
 
 
+def _open_because(role: Role, share: float, ranks: Sequence[RankPartial]) -> str | None:
+    """Why a role that collects what nothing explains is no more than that; None for all others."""
+    if role not in (Role.ELEMENTWISE, Role.COMPUTE_OTHER, Role.GEMM_UNATTRIBUTED) or share < 0.1:
+        return None
+    told = f"{share:.0%} by kernel names alone, which do not say what these kernels serve: "
+    if any(one.facts.get("operators") for one in ranks):
+        return told + "open ranges (NVTX, record_function) around the modules to tell"
+    return (
+        told + "Nsight Systems records no operators, and ranges of forward do not reach backward; "
+        "a torch.profiler capture tells more"
+    )
+
+
 UNCLASSIFIED_LIMIT = 0.01
-"""Unknown compute kernels are listed from this share of the step on (design.md, 2)."""
+"""Unknown compute kernels are listed from this share of the step on."""
 
 MAX_UNCLASSIFIED = 20
 
@@ -946,6 +968,11 @@ def _layers(ranks: Sequence[RankPartial]) -> list[dict[str, Any]]:
                 )
             rows.append(row)
     return sorted(rows, key=lambda row: (row.get("stage", 0), row["layer"]))
+
+
+def _no_layers(ranks: Sequence[RankPartial]) -> str:
+    reasons = sorted({reason for one in ranks if (reason := one.facts.get("layers_reason"))})
+    return reasons[0] if reasons else "the ranks show different layers"
 
 
 def _collective_views(ranks: Sequence[RankPartial], peers: Peers) -> list[CollectiveView]:

@@ -505,14 +505,14 @@ def gain_axis(low: float, high: float, marks: Sequence[float], step: float | Non
 
 def waterfall(
     step: float, top: float, rows: Sequence[tuple[str, Estimate]]
-) -> list[tuple[str, str, str, Markup]]:
-    """Step time after each plan step: title, expected step, range, and its bar up to `top` ms."""
+) -> list[tuple[str, str, str, Markup, str]]:
+    """Step time after each plan step: title, expected step, range, bar up to `top` ms, a note."""
     drawn = []
     before = step
     for title, estimate in rows:
         expected = estimate.expected_ms
         if not has_gain(estimate) or expected is None:
-            drawn.append((title, "", estimate.reason or "no estimate", Markup()))
+            drawn.append((title, "", estimate.reason or "no estimate", Markup(), ""))
             continue
         after = step - expected
         low = step - (estimate.high_ms if estimate.high_ms is not None else expected)
@@ -530,10 +530,10 @@ def waterfall(
             svg.line(max(low, 0) / top, 10, max(low, 0) / top, 18, "ink", svg.INK, 1.5),
             svg.line(high / top, 10, high / top, 18, "ink", svg.INK, 1.5),
         ]
-        if after == before:  # a step without an estimate leaves the sum as it was: say so
-            children.append(svg.text(0, 18, "no gain of its own counted", dx=8, kind="on", size=11))
+        # A step without an estimate leaves the sum as it was: say so.
+        note = "no gain of its own counted" if after == before else ""
         label = f"{title}: step {ms(after)} ms, {span(low, high)} ms"
-        drawn.append((title, ms(after), span(low, high), svg.image(28, label, *children)))
+        drawn.append((title, ms(after), span(low, high), svg.image(28, label, *children), note))
         before = after
     return drawn
 

@@ -134,24 +134,30 @@ def _walls(comparison: Comparison) -> list[dict[str, Any]]:
     for one in comparison.walls:
         title = WALL_TITLES.get(one.wall, one.wall)
         kind = WALL_KINDS.get(one.wall, "other")
-        sides = [("Base", one.base, one.base_limits), ("New", one.new, one.new_limits)]
+        sides = [
+            ("Base", one.base, one.base_limits, one.base_missing and not one.base),
+            ("New", one.new, one.new_limits, one.new_missing and not one.new),
+        ]
+        unknown = any(side[3] for side in sides)
+        points = f"{compare_text.signed(one.new - one.base, 'share')[:-2]} points"
         rows.append(
             {
                 "title": title,
-                "change": f"{compare_text.signed(one.new - one.base, 'share')[:-2]} points",
+                "change": "partly measured" if unknown else points,
                 "sides": [
                     {
                         "side": side,
-                        "share": share(score),
+                        "share": "–" if missing else share(score),
                         "limits": limits,
                         "chart": svg.image(
                             18,
-                            f"{title}, {side.lower()}: {share(score)} of the step",
+                            f"{title}, {side.lower()}: "
+                            + ("not measured" if missing else f"{share(score)} of the step"),
                             svg.rect(0, 1, max(0.0, min(score, 1.0)), 16, kind),
                             kind="chart bar",
                         ),
                     }
-                    for side, score, limits in sides
+                    for side, score, limits, missing in sides
                 ],
             }
         )

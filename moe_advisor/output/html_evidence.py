@@ -76,6 +76,7 @@ def roles_section(result: Result) -> dict[str, Any]:
                 for name, part in sorted(role.sources.items(), key=lambda item: (-item[1], item[0]))
                 if part >= SHOWN_SOURCE
             ),
+            "reason": role.reason or "",
             "v": {
                 "ms": sort(role.ms),
                 "exposed": sort(role.exposed_ms),

@@ -94,6 +94,7 @@ def why_section(result: Result) -> dict[str, Any]:
         ],
         "memory": _memory(result),
         "layers": layer_table(result),
+        "layers_reason": result.layers_reason,
     }
 
 

@@ -62,7 +62,7 @@ def plan(
     inputs: Sequence[Path],
     folder: Path | None,
 ) -> list[Output]:
-    """The outputs asked for, by kind and optional path, with their places (design.md, 7).
+    """The outputs asked for, by kind and optional path, with their places.
 
     `folder` is the value of `-o`, `Path("-")` meaning standard output. Raises OutputError.
     """
@@ -138,7 +138,9 @@ def write(path: Path, data: bytes | str | Fill, *, force: bool = False) -> None:
     except FileExistsError:
         raise OutputError(f"{path}: exists already: give --force to replace it") from None
     except OSError as error:
-        raise OutputError(f"{path}: can't be written ({error.strerror}): check it") from None
+        raise OutputError(
+            f"{path}: can't be written ({error.strerror}): name another place"
+        ) from None
 
 
 def _pour(content: bytes | Fill, file: IO[bytes]) -> None:

@@ -12,7 +12,7 @@ from moe_advisor.intervals import Intervals, union
 from moe_advisor.model import NONE, ActivityKind, CollectiveKind, RankTrace
 from moe_advisor.roles.context import UNKNOWN, LaunchContexts, launch_contexts
 from moe_advisor.roles.roles import Role, Source
-from moe_advisor.roles.segments import Kernels, attribute_routers, attribute_segments
+from moe_advisor.roles.segments import Kernels, Segments
 from moe_advisor.roles.taxonomy import Taxonomy
 
 COUNTS_BYTES = 16_384
@@ -27,7 +27,7 @@ NORM_BYTES = 4_096
 
 INTERLEAVED_SHARE = 0.05
 """Structure decides only where less than this share of EP communication runs beside compute: with
-overlapped micro-batches the place between dispatch and combine says nothing (design.md, 2)."""
+overlapped micro-batches the place between dispatch and combine says nothing."""
 
 TP_PER_ATTENTION = 1.5
 """A group with more collectives per attention kernel than this works inside every layer: tensor
@@ -137,10 +137,6 @@ class RoleTable:
         """Which activities have one of these roles."""
         return among(self.roles, roles)
 
-    def context_of(self, calls: NDArray[np.int64]) -> NDArray[np.int16]:
-        """The context index of each activity's launch; 0 (unknown) where it has none."""
-        return _of_call(self.contexts.index, calls, 0)
-
 
 @dataclass(frozen=True)
 class _Rows:
@@ -157,7 +153,7 @@ class _Rows:
 
 
 def assign_roles(rank: RankTrace, taxonomy: Taxonomy) -> RoleTable:
-    """The role of every activity of one rank, in the order of evidence that design.md gives."""
+    """Every activity's role, by the best evidence of it (docs/reference/roles.md)."""
     contexts = launch_contexts(rank, taxonomy)
     table = rank.activities
     calls = table["call"].to_numpy()
@@ -178,9 +174,10 @@ def assign_roles(rank: RankTrace, taxonomy: Taxonomy) -> RoleTable:
     _by_structure(rank, rows, nature, contexts, roles, sources)
     kernels = _kernels(rank, rows, nature, roles)
     told = ~among(rows.context, [contexts.of(name) for name in _VAGUE])
-    attribute_routers(kernels, roles, sources, told)
+    segments = Segments(kernels, roles, sources, told)
+    segments.router()
     _unfused_attention(nature, roles, sources)
-    attribute_segments(kernels, roles, sources, told)
+    segments.attribute()
     return RoleTable(roles, sources, contexts, known, nature, families)
 
 
@@ -623,6 +620,8 @@ def _attribute_around_experts(
 
 _BACKWARD_NAME = re.compile(r"[Bb]ackward|_bwd")
 _LOSS_NAME = re.compile(r"[Ss]oft_?[Mm]ax|nll_loss|cross_entropy")
+_ABSOLUTE_NAME = re.compile(r"AbsFunctor|abs_kernel")
+_FLOAT8_NAME = re.compile(r"float8_copy")
 _SINGLE_NAME = re.compile(r"sgemm|f32f32_f32f32|^nvjet_sm\d+_sss")
 """Matrix products whose operands are all of 32 bits, as CUTLASS and cuBLAS name them."""
 
@@ -643,7 +642,7 @@ def _kernels(
         return among(name, texts) & which
 
     gemm, softmax = of("gemm", "expert_gemm"), of("softmax")
-    index, generic = of("index"), of("elementwise", "unknown")
+    index, generic, router = of("index"), of("elementwise", "unknown"), of("router")
     loss = called(_LOSS_NAME, of("embedding_loss"))
     return Kernels(
         row=compute,
@@ -651,12 +650,14 @@ def _kernels(
         gemm=gemm,
         softmax=softmax,
         index=index,
-        router=of("router"),
+        router=router,
         loss=loss,
         named=~(gemm | softmax | index | generic | of("cast_quantize", "permute")),
         generic=generic,
-        again=called(_BACKWARD_NAME, softmax | loss),
+        again=called(_BACKWARD_NAME, softmax | loss | router),
         single=called(_SINGLE_NAME, gemm),
+        absolute=called(_ABSOLUTE_NAME, generic),
+        to_float8=called(_FLOAT8_NAME, of("cast_quantize")),
     )
 
 

@@ -38,7 +38,9 @@ def scrub(
     except FileExistsError:
         raise OutputError(f"{target}: exists already: give --force to replace it") from None
     except OSError as error:
-        raise OutputError(f"{target}: can't be written ({error.strerror}): check it") from None
+        raise OutputError(
+            f"{target}: can't be written ({error.strerror}): name another place"
+        ) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

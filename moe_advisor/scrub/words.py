@@ -76,7 +76,3 @@ class Cleaner:
         if cleaned != text:
             self._tally.add("names with a path, address, assignment or private value in them")
         return cleaned
-
-    def holds_private(self, text: str) -> bool:
-        """Whether a private value is still in `text`."""
-        return self._private is not None and self._private.search(text) is not None

@@ -8,8 +8,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from moe_advisor.codes import among, distinct
 from moe_advisor.measure.rank import MeasuredRank
-from moe_advisor.measure.recompute import find_recompute
 from moe_advisor.measure.steps import StepWindows
 from moe_advisor.model import ActivityKind, CopyKind
 from moe_advisor.roles.roles import COMMUNICATION, Role
@@ -264,7 +264,7 @@ class _Rank:
         scope, backward = np.zeros(len(rows), np.int64), np.zeros(len(rows), bool)
         scope[known] = names[contexts.index[self.call[known]]]
         backward[known] = contexts.backward[self.call[known]]
-        recompute = find_recompute(one.trace, one.roles).rows[rows]
+        recompute = one.recompute[rows]
         roles = one.roles.roles[rows].astype(np.int64)
         scope = np.where((scope == 0) & (roles == Role.ATTENTION), 1, scope)
         scope = np.where((scope == 0) & (roles == Role.ROUTER), 2, scope)
@@ -382,10 +382,8 @@ class _Rank:
 
     def _calls_named(self, part: str) -> Ints:
         names = self.one.trace.names
-        numbers = self.one.trace.calls["name"].unique().to_list()
-        wanted = [number for number in numbers if part in names[number]]
-        mine = self.one.trace.calls["name"].is_in(wanted).to_numpy()
-        found: Ints = self.call_start[mine]
+        wanted = [number for number, text in enumerate(names) if part in text]
+        found: Ints = self.call_start[among(self.one.trace.calls["name"].to_numpy(), wanted)]
         return found
 
     # ------------------------------------------------------------------------------- host
@@ -393,26 +391,28 @@ class _Rank:
     def _waits(self) -> list[_HostWait]:
         """Calls of the launching threads that stood until GPU work had ended."""
         trace = self.one.trace
-        taxonomy = builtin()
-        names = trace.calls["name"].to_numpy()
-        tids = trace.calls["tid"].to_numpy()
-        kinds = {n: taxonomy.call_kind(trace.names[n]) for n in np.unique(names).tolist()}
-        blocking = np.isin(names, [n for n, k in kinds.items() if k in ("sync", "blocking_copy")])
         copies = trace.activities.filter(
             (pl.col("kind") == ActivityKind.MEMCPY)
             & pl.col("pageable")
             & (pl.col("copy_kind") == CopyKind.DEVICE_TO_HOST)
             & (pl.col("call") >= 0)
         )
-        blocking[copies["call"].to_numpy()] = True
         first = int(self.launch.min(initial=self.begin))
         last = max(self.next_host, int(self.launch.max(initial=self.begin)))
-        begin, end = self.call_start, self.call_end
-        long = np.zeros(len(names), np.bool_)
-        used = self.call[self.call >= 0]
+        inside = self._calls_between(first, last)
+        begin, end = self.call_start[inside], self.call_end[inside]
+
+        def here(calls: Ints) -> Ints:
+            known = calls[(calls >= inside.start) & (calls < inside.stop)]
+            return np.asarray(known - inside.start, np.int64)
+
+        blocking = self._of_kind(inside, "sync", "blocking_copy")
+        blocking[here(copies["call"].to_numpy())] = True
+        long = np.zeros(len(begin), np.bool_)
+        used = here(self.call)
         long[used] = (end - begin)[used] > QUEUE_BLOCKED_NS
-        mine = np.isin(tids, self.tids)
-        rows = np.flatnonzero((blocking | long) & mine & (begin >= first) & (begin < last))
+        mine = np.isin(trace.calls["tid"].to_numpy()[inside], self.tids)
+        rows = np.flatnonzero((blocking | long) & mine)
         launch_sorted = self.launch
         order = np.argsort(self.end, kind="stable")
         ends = self.end[order]
@@ -447,6 +447,19 @@ class _Rank:
                 found.append(_HostWait(a, b, following, on, min(lag, b - a), lag))
             reach = b
         return found
+
+    def _calls_between(self, first: int, last: int) -> slice:
+        """The rows of the calls that begin in [first, last): calls come in order."""
+        low, high = np.searchsorted(self.call_start, [first, last]).tolist()
+        return slice(low, max(low, high))
+
+    def _of_kind(self, rows: slice, *kinds: str) -> NDArray[np.bool_]:
+        """Which of these calls are of one of `kinds` by their name."""
+        taxonomy, trace = builtin(), self.one.trace
+        names = trace.calls["name"].to_numpy()[rows]
+        return among(
+            names, [n for n in distinct(names) if taxonomy.call_kind(trace.names[n]) in kinds]
+        )
 
     def _count_waits(self) -> list[tuple[int, int]]:
         """Silences of the launching threads that end with a dispatch library's notify kernel."""
@@ -503,22 +516,23 @@ class _Rank:
         return host.astype(np.int64), np.minimum(alloc, host), np.minimum(pause, host), clock
 
     def _held(self, clock: Ints) -> tuple[Ints, Ints]:
-        trace = self.one.trace
-        taxonomy = builtin()
-        names = trace.calls["name"].to_numpy()
-        mine = np.isin(trace.calls["tid"].to_numpy(), self.tids)
-        allocs = [
-            n for n in np.unique(names).tolist() if taxonomy.call_kind(trace.names[n]) == "alloc"
-        ]
-        rows = np.flatnonzero(np.isin(names, allocs) & mine)
+        tids = self.one.trace.calls["tid"].to_numpy()
+        first, last = int(clock[0]), int(clock[-1])
+        here = self._calls_between(first, last + 1)
+        mine = np.isin(tids[here], self.tids)
+        begin, end = self.call_start[here], self.call_end[here]
+        rows = np.flatnonzero(self._of_kind(here, "alloc") & mine)
         alloc = np.zeros(len(clock), np.int64)
-        at = np.searchsorted(clock, self.call_start[rows], side="right")
-        inside = (at < len(clock)) & (self.call_start[rows] >= clock[0])
-        np.add.at(alloc, at[inside], (self.call_end - self.call_start)[rows][inside])
+        at = np.searchsorted(clock, begin[rows], side="right")
+        inside = at < len(clock)
+        np.add.at(alloc, at[inside], (end - begin)[rows][inside])
         pause = np.zeros(len(clock), np.int64)
-        begin = self.call_start[mine]
-        reach = np.maximum.accumulate(self.call_end[mine]) if mine.any() else begin
-        gap_from, gap_to = reach[:-1], begin[1:]
+        # Calls that began before may still stand; where none does, what was before is no pause.
+        earlier = np.flatnonzero(self.call_end[: here.start] >= first)
+        earlier = earlier[np.isin(tids[earlier], self.tids)]
+        stood = self.call_end[earlier].max(initial=first - 1)
+        reach = np.maximum.accumulate(np.concatenate([[stood], end[mine]]))
+        gap_from, gap_to = reach[:-1], begin[mine]
         long = (gap_to - gap_from > PAUSE_NS) & (gap_from >= clock[0]) & (gap_to <= clock[-1])
         at = np.searchsorted(clock, gap_to[long], side="left")
         at = np.minimum(at, len(clock) - 1)

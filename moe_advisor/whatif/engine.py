@@ -60,7 +60,8 @@ def estimate(
 
     A change that does not apply, or that the trace can't tell, has status not_measured and a
     reason. `config` holds configuration values by name, `unprofiled_step_ms` a step time from a
-    log: without it host work counts as stretched by 20 to 50 %. KeyError for an unknown change.
+    log: without it host work counts as stretched by 20 to 50 % (70 % where the profiler recorded
+    operators). KeyError for an unknown change.
     """
     context = _context(summary, config)
     engine = _Engine(model, context, unprofiled_step_ms)
@@ -151,7 +152,7 @@ class _Engine:
     def _scales(self, unprofiled_step_ms: float | None) -> tuple[float, float, float]:
         """Host time of the real run over that of the traced one: most, expected and least."""
         if unprofiled_step_ms is None or not self.model.lanes:
-            low, middle, high = (1.0 / one for one in calibrate.STRETCH)
+            low, middle, high = (1.0 / one for one in self._stretch())
             return low, middle, high
         wanted = unprofiled_step_ms * NS_PER_MS / self.model.repeats
         below, above = 1.0 / 3.0, 1.0
@@ -165,6 +166,11 @@ class _Engine:
                 below = middle
         middle = (below + above) / 2
         return (middle, middle, middle)
+
+    def _stretch(self) -> tuple[float, float, float]:
+        """How much the profiler stretched host work: least, expected and most."""
+        recorded = self.model.facts.get("operators")
+        return calibrate.STRETCH_OPERATORS if recorded else calibrate.STRETCH
 
     def before(self, scale: float) -> Timing:
         """The unchanged step with host work scaled."""
@@ -185,12 +191,12 @@ class _Engine:
         after, changed = self.before(self.scales[1]), self.model
         try:
             for case in Case:
-                new = self._changed(wanted, case)
                 scales = (
                     {self.scales[1]} if case is Case.EXPECTED else {self.scales[0], self.scales[2]}
                 )
                 gains[case] = []
                 for scale in sorted(scales):
+                    new = self._changed(wanted, case, scale)
                     timing, final = self._replayed(new, scale, wanted, case)
                     gains[case].append(self._gain(timing, scale))
                     stages += self._stage_gains(timing, scale)
@@ -204,7 +210,8 @@ class _Engine:
         noise = calibrate.REPEATABILITY * self.model.step_ns
         margin = max(noise, doubt * abs(expected))
         # What overlap hides and what it costs are each larger than the difference of the two.
-        apart = noise if any(one.info.contention for one in wanted) else 0.0
+        overlapped = any(one.info.contention for one in wanted)
+        apart = calibrate.REPEATABILITY_OVERLAPPED * self.model.step_ns if overlapped else 0.0
         low = min(min(every) - apart, expected - margin)
         high = max(max(every) + apart, expected + margin)
         low, high = self._bounded(low, expected, high)
@@ -258,10 +265,10 @@ class _Engine:
             dominant_assumption=most.dominant_assumption,
         )
 
-    def _changed(self, wanted: Sequence[_Wanted], case: Case) -> StepModel:
+    def _changed(self, wanted: Sequence[_Wanted], case: Case, scale: float = 1.0) -> StepModel:
         model = self.model
         for one in wanted:
-            model = one.info.apply(model, Ask(one.value, case, self.context))
+            model = one.info.apply(model, Ask(one.value, case, self.context, scale))
         return model
 
     def _replayed(
@@ -292,10 +299,10 @@ class _Engine:
         return self._by_rank(timing, scale) if self.pipeline else []
 
     def _bounded(self, low: float, expected: float, high: float) -> tuple[float, float]:
-        """A range wider than RANGE_LIMIT says nothing; it is narrowed around the expected gain."""
-        limit = max(
-            calibrate.RANGE_POINTS * self.model.step_ns, calibrate.RANGE_GAINS * abs(expected)
-        )
+        """A range wider than the limit says nothing; it is narrowed around the expected gain."""
+        unstretched = self.before(self.scales[1]).mean_step_ns * self.model.repeats
+        real = min(unstretched, self.model.step_ns)
+        limit = max(calibrate.RANGE_POINTS * real, calibrate.RANGE_GAINS * abs(expected))
         limit = min(limit, max(calibrate.RANGE_STEP * self.model.step_ns, abs(expected)))
         width = high - low
         if width <= limit:
@@ -316,7 +323,8 @@ class _Engine:
         if self.model.repeats > 1.0 + calibrate.SECTION_TOLERANCE:
             text += f" (modelled on its first {1.0 / self.model.repeats:.0%})"
         if self.stretched:
-            text += "; host work counted as stretched 1.2 to 1.5 times by the profiler"
+            least, _, most = self._stretch()
+            text += f"; host work counted as stretched {least} to {most} times by the profiler"
         if self.pipeline:
             text += (
                 "; stages are replayed alone, their receives keep their time: the range spans them"

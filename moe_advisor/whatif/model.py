@@ -8,6 +8,7 @@ host delay is the time between two launch calls that no wait for the GPU explain
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -98,6 +99,15 @@ class Edges:
 
     def __len__(self) -> int:
         return len(self.item)
+
+    @cached_property
+    def by_item(self) -> dict[int, list[tuple[int, int]]]:
+        """Item -> (on, lag) of each of its dependencies."""
+        found: dict[int, list[tuple[int, int]]] = {}
+        rows = zip(self.item.tolist(), self.on.tolist(), self.lag_ns.tolist(), strict=True)
+        for item, on, lag in rows:
+            found.setdefault(item, []).append((on, lag))
+        return found
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """Runs a step model: who starts when, given durations, launches and dependencies."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -11,13 +13,23 @@ from moe_advisor.whatif.model import NO_ITEM, Ints, Lane, StepModel
 class Timing:
     """When everything happened: per lane, start and end of every item, ns after its step began."""
 
-    start_ns: tuple[Ints, ...]
-    end_ns: tuple[Ints, ...]
+    starts: tuple[list[int], ...]
+    ends: tuple[list[int], ...]
     step_ns: tuple[int, ...]
     host_ns: tuple[int, ...]
     """Host time from the first launch of the step to the first of the next."""
     forced: int
     """Collectives that had to be released without a participant (order differs between ranks)."""
+
+    @cached_property
+    def start_ns(self) -> tuple[Ints, ...]:
+        """`starts` as arrays: most replays are only asked for their length."""
+        return tuple(np.asarray(one, np.int64) for one in self.starts)
+
+    @cached_property
+    def end_ns(self) -> tuple[Ints, ...]:
+        """`ends` as arrays."""
+        return tuple(np.asarray(one, np.int64) for one in self.ends)
 
     @property
     def mean_step_ns(self) -> float:
@@ -36,26 +48,19 @@ class _Runner:
         before, own = lane.waits.before_ns, lane.waits.own_ns
         if host_scale != 1.0:
             before = (before * host_scale).astype(np.int64)
+        duration = items.duration_ns
+        if alone:
+            duration = np.where(items.collective >= 0, items.transfer_ns, duration)
         self.columns = (
             items.stream.tolist(),
-            items.duration_ns.tolist(),
+            duration.tolist(),
             host.tolist(),
             items.latency_ns.tolist(),
             items.gap_ns.tolist(),
             items.residual_ns.tolist(),
             ([NO_ITEM] * self.count if alone else items.collective.tolist()),
         )
-        if alone:
-            duration = np.where(items.collective >= 0, items.transfer_ns, items.duration_ns)
-            self.columns = (self.columns[0], duration.tolist(), *self.columns[2:])
-        self.edges: dict[int, list[tuple[int, int]]] = {}
-        for item, on, lag in zip(
-            lane.edges.item.tolist(),
-            lane.edges.on.tolist(),
-            lane.edges.lag_ns.tolist(),
-            strict=True,
-        ):
-            self.edges.setdefault(item, []).append((on, lag))
+        self.edges = lane.edges.by_item
         self.waits: dict[int, list[tuple[int, int, int, int]]] = {}
         for item, *wait in zip(
             lane.waits.item.tolist(),
@@ -69,42 +74,50 @@ class _Runner:
         self.start = [0] * self.count
         self.end = [0] * self.count
         self.free = [0] * (int(items.stream.max(initial=0)) + 1)
+        # Most items wait for nothing but their launch and their stream.
+        self.bound = bytearray(self.count)
+        for item in (*self.edges, *self.waits):
+            if 0 <= item < self.count:
+                self.bound[item] = True
         self.host = lane.host_start_ns
         self.next = 0
+        self._run = self._running()
 
     def advance(self) -> int:
         """Runs until a collective (its number is returned, its start recorded) or the end (-1)."""
-        stream, duration, host_ns, latency, gap, residual, collective = self.columns
+        return next(self._run, NO_ITEM)
+
+    def _running(self) -> Iterator[int]:
         start, end, free = self.start, self.end, self.free
         edges, waits = self.edges, self.waits
         host = self.host
-        for item in range(self.next, self.count):
-            if item in waits:
+        rows = zip(range(self.count), self.bound, *self.columns, strict=True)
+        for item, bound, where, duration, host_ns, latency, gap, residual, collective in rows:
+            if bound and item in waits:
                 for work, own, on, lag in waits[item]:
                     host += work
                     done = end[on] + lag if on >= 0 else host
                     host += own
                     host = max(host, done)
-            host += host_ns[item]
-            where = stream[item]
-            begin = free[where] + gap[item]
-            launched = host + latency[item]
+            host += host_ns
+            begin = free[where] + gap
+            launched = host + latency
             if launched > begin:
                 begin = launched
-            if item in edges:
+            if bound and item in edges:
                 for on, lag in edges[item]:
                     if end[on] + lag > begin:
                         begin = end[on] + lag
-            begin += residual[item]
+            begin += residual
             start[item] = begin
-            if collective[item] >= 0:
+            if collective >= 0:
                 self.host, self.next = host, item
-                return collective[item]
-            finish = begin + duration[item]
+                yield collective  # `release` says when it has ended
+                continue
+            finish = begin + duration
             end[item] = finish
             free[where] = finish
         self.host, self.next = host, self.count
-        return NO_ITEM
 
     def release(self, end_ns: int) -> None:
         """Ends the collective that the lane stands at."""
@@ -155,8 +168,8 @@ def replay(model: StepModel, *, host_scale: float = 1.0, alone: bool = False) ->
             forced += 1
     steps = tuple(runner.start[-1] for runner in runners)
     return Timing(
-        tuple(np.asarray(runner.start, np.int64) for runner in runners),
-        tuple(np.asarray(runner.end, np.int64) for runner in runners),
+        tuple(runner.start for runner in runners),
+        tuple(runner.end for runner in runners),
         steps,
         tuple(runner.host - runner.lane.host_start_ns for runner in runners),
         forced,

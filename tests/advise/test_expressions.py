@@ -1,5 +1,8 @@
 """Expressions: three-valued answers, limits, and a child process for foreign rules."""
 
+import subprocess
+import sys
+
 import pytest
 
 from moe_advisor.advise.expressions import (
@@ -91,3 +94,13 @@ def test_gates_may_use_further_names_that_rules_may_not() -> None:
     assert evaluate(source, {}, extra).truth is Truth.YES
     assert check_source(source, extra) is None
     assert "unknown name" in (check_source(source) or "")
+
+
+def test_expressions_do_not_wait_for_cel_s_own_command_line() -> None:
+    code = (
+        "import sys; from moe_advisor.advise.expressions import Truth, evaluate;"
+        "assert evaluate('m.a > 1.0', {'m': {'a': 2}}).truth is Truth.YES;"
+        "assert 'cel' in sys.modules and 'prompt_toolkit' not in sys.modules;"
+        "import cel.cli; assert cel.cli.__file__"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -23,7 +23,7 @@ def run(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedP
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         env={"PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT), **environment},
     )
 
@@ -112,6 +112,10 @@ def test_bash_completes_verbs_options_names_and_files(
         cwd=tmp_path, _MOE_ADVISOR_COMPLETE="bash_complete", COMP_WORDS=line, COMP_CWORD=word
     )
     assert offered in done.stdout.splitlines()
+
+
+def test_completion_in_fish_keeps_what_stands_behind_a_comma(tmp_path: Path) -> None:
+    assert 'string split --max 1 ","' in run("completion", "fish", cwd=tmp_path).stdout
 
 
 def test_doctor_finds_all_of_a_sound_installation_and_shows_nothing_private(

@@ -107,6 +107,20 @@ def test_nothing_is_promised_where_no_advice_was_followed() -> None:
     assert compare([balanced()], [balanced()], ("a", "b")).promises == []
 
 
+def test_a_wall_that_was_not_measured_has_a_dash_and_no_change() -> None:
+    base = balanced()
+    walls = replace(
+        base.walls,
+        scores=base.walls.scores | {"memory": 0.0},
+        not_measured={"memory": "peak memory: no memory events"},
+    )
+    page = compare_html.render(compare([replace(base, walls=walls)], [base], ("a", "b")))
+    row = page[page.index("<b>Memory</b>") :].split("</div>")
+    assert "partly measured" in row[0]
+    assert "points" not in row[0]
+    assert any(cell.endswith(">–") for cell in row[:8])
+
+
 def test_the_page_shows_walls_promise_and_kernels_with_labels() -> None:
     base = run({("permute", "sort"): (4.0, 10), ("norm", "</th><script>"): (9.0, 1)})
     new = replace(changed(306.0), kernels=[Kernel(role="permute", name="sort", ms=6.0, count=10.0)])

@@ -88,7 +88,7 @@ def _mkdocs(words: Sequence[str]) -> subprocess.CompletedProcess[str]:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
         env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
     )
 

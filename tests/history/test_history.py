@@ -65,7 +65,7 @@ def test_twenty_jobs_at_once_some_killed_leave_whole_runs_only(tmp_path: Path) -
         command = [sys.executable, "-m", "moe_advisor", "history", "add", str(db), str(result)]
         jobs.append(
             subprocess.Popen(
-                [*command, "--commit", f"c{number}"],
+                [*command, "--commit", f"c{number}", "--timeout", "300"],
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -79,7 +79,7 @@ def test_twenty_jobs_at_once_some_killed_leave_whole_runs_only(tmp_path: Path) -
             time.sleep(0.01)
         time.sleep(picked.random() * 0.3)
         jobs[number].send_signal(signal.SIGKILL)
-    ends = [(job.communicate(timeout=120), job.returncode) for job in jobs]
+    ends = [(job.communicate(timeout=600), job.returncode) for job in jobs]
     reported = {f"c{i}" for i, ((out, _), code) in enumerate(ends) if code == 0 and b"Added" in out}
     assert all(code in (0, -signal.SIGKILL) for _, code in ends), ends
     assert {f"c{number}" for number in range(20) if number not in doomed} <= reported

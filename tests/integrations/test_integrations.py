@@ -49,7 +49,7 @@ def shell(job: Path, script: str, **variables: str) -> subprocess.CompletedProce
     }
     return subprocess.run(
         ["bash", "-eo", "pipefail", "-c", script],
-        cwd=job, env=environment, capture_output=True, text=True, timeout=120, check=False,
+        cwd=job, env=environment, capture_output=True, text=True, timeout=600, check=False,
     )  # fmt: skip
 
 

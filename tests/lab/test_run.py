@@ -15,13 +15,14 @@ DEMO = Path(__file__).parents[2] / "moe_advisor" / "demo"
 
 def run(*arguments: str, tools: Path, cwd: Path) -> "subprocess.CompletedProcess[str]":
     """run.sh with only the system's programs, this Python's and those in `tools` on PATH."""
+    program(tools, "moe-advisor", f'exec "{sys.executable}" -m moe_advisor "$@"')
     path = f"{tools}:{Path(sys.executable).parent}:/usr/bin:/bin"
     return subprocess.run(
         ["bash", str(LAB / "run.sh"), *arguments],
         capture_output=True,
         text=True,
         cwd=cwd,
-        env={**os.environ, "PATH": path},
+        env={**os.environ, "PATH": path, "PYTHONPATH": str(LAB.parent)},
         check=False,
     )
 

@@ -58,3 +58,50 @@ def test_marks_that_do_not_divide_evenly_give_no_layers() -> None:
     b = two_layers()
     b.kernel(92, 95, FLASH, launch=91)
     assert rows(b) == {}
+
+
+EMBEDDING_BACKWARD = "void (anonymous namespace)::compute_grad_weight<c10::BFloat16, long>(x)"
+
+
+def merged() -> TraceBuilder:
+    """Two micro-batches of two layers; the second's forward runs amid the first's backward.
+
+    Each forward layer: attention 3, experts 5; each backward one: experts 7, attention 4 µs.
+    """
+    b = TraceBuilder()
+    b.range(0, 200, "iteration 1")
+
+    def forward(at: float) -> None:
+        b.kernel(at, at + 3, FLASH, launch=at)
+        b.collective(at + 3, at + 4, CollectiveKind.ALL_TO_ALL, "1", EP, launch=at)
+        b.kernel(at + 4, at + 9, GROUPED, launch=at)
+
+    def backward(at: float) -> None:
+        b.kernel(at, at + 7, GROUPED, launch=at, tid=2)
+        b.kernel(at + 7, at + 11, FLASH_BACKWARD, launch=at, tid=2)
+
+    for at in (0, 10, 22, 46):
+        forward(at)
+    for at in (32, 56, 80, 92):  # between the second micro-batch's layers, then after them
+        backward(at)
+    for at in (70, 110):
+        b.kernel(at, at + 1, EMBEDDING_BACKWARD, launch=at, tid=2)
+    return b
+
+
+def test_merged_passes_are_cut_by_the_marks_of_each_direction() -> None:
+    found = rows(merged())
+    for layer in (0, 1):
+        assert found[layer, "attention"] == (0.006, 0.008)  # two micro-batches
+        assert found[layer, "expert_gemm"] == (0.01, 0.014)
+    assert (0, "gap") not in found
+
+
+def test_without_layers_the_reason_is_told() -> None:
+    b = merged()
+    b.kernel(120, 123, FLASH, launch=119)
+    summary = summarise([measure_rank(b.build(), builtin()).partial], {})
+    assert summary.layers == []
+    assert summary.layers_reason == (
+        "5 forward and 4 backward attention kernels do not mark the layers of 2 passes"
+    )

@@ -1,5 +1,6 @@
 """Sends and receives of neighbouring stages: waiting, transfer and rate."""
 
+from moe_advisor.measure.pairs import stage_places
 from moe_advisor.measure.partial import RankPartial
 from moe_advisor.measure.rank import measure_rank
 from moe_advisor.measure.summary import summarise
@@ -56,7 +57,9 @@ def test_sizes_that_do_not_fit_are_not_matched() -> None:
     assert "differ in number or size" in str(found["pp_p2p_wait_ms"].reason)
 
 
-def four_stages(told: bool, lost: tuple[int, int] | None = None) -> list[RankPartial]:
+def four_stages(
+    told: bool, lost: tuple[int, int] | None = None, size: int = 4
+) -> list[RankPartial]:
     """Two micro-batches through four stages: sends and receives of 1F1B, with their peers if `told`.
 
     The k-th exchange over the link from stage s to s + 1 (forward 0, 1) ends at 100 x (3k + s + 1)
@@ -88,7 +91,7 @@ def four_stages(told: bool, lost: tuple[int, int] | None = None) -> list[RankPar
                 PP,
                 sent=sent,
                 received=received,
-                size=4,
+                size=size,
                 place=number if told else NONE,
                 to=(peer,) if told and sent else (),
                 from_=(peer,) if told and received else (),
@@ -126,6 +129,13 @@ def test_a_stage_that_was_not_read_is_named() -> None:
     # All that stage 0 does is matched, of stage 1 the exchanges with stage 0 only.
     assert found.status == "estimated"
     assert "rank 1 exchanges with stage 2 of the pipeline, which was not read" in str(found.basis)
+
+
+def test_the_peers_tell_how_many_stages_there_are_where_no_size_is_in_the_trace() -> None:
+    ranks = four_stages(told=True, size=NONE)
+    assert stage_places(ranks) == {0: (4, 0), 1: (4, 1), 2: (4, 2), 3: (4, 3)}
+    assert stage_places(ranks[:2]) == {}  # the third is talked to, and was not read
+    assert stage_places(four_stages(told=False, size=NONE)) == {}
 
 
 def one_f_one_b_ranks() -> list[RankPartial]:

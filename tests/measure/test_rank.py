@@ -207,6 +207,17 @@ def test_calls_are_counted_inside_the_steps_host_range(kind: str) -> None:
     name = "cudaStreamSynchronize" if kind == "sync" else "cudaFree"
     for at in (10, 50, 105, 150):
         b.call(at, at + 1, name)
+    b.call(195, 196, "cudaMalloc")
     partial = measure_rank(b.build(), builtin()).partial
     counted = partial.counts["syncs_per_step" if kind == "sync" else "alloc_retries"]
     assert counted.tolist() == [2.0, 1.0]
+
+
+def test_memory_that_is_given_back_and_not_asked_for_again_is_no_retry() -> None:
+    b = TraceBuilder()
+    b.range(0, 100, "iteration 1")
+    b.kernel(0, 90, launch=0)
+    for at, name in ((10, "cudaFree"), (20, "cudaMalloc"), (30, "cudaFree"), (40, "cudaFree")):
+        b.call(at, at + 1, name)
+    partial = measure_rank(b.build(), builtin()).partial
+    assert partial.counts["alloc_retries"].tolist() == [1.0]

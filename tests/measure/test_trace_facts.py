@@ -13,6 +13,7 @@ from moe_advisor.measure.summary import summarise
 from moe_advisor.model import CollectiveKind, ProcessGroup, RangeKind
 from moe_advisor.result import ConfigValue
 from moe_advisor.roles.taxonomy import builtin
+from moe_advisor.walls import judge
 from tests.trace_builder import GEMM, TraceBuilder
 
 EP = "EXPERT_MODEL_PARALLEL_GROUP"
@@ -93,3 +94,29 @@ def test_a_given_setting_is_not_completed_from_a_trace_that_shows_none_of_it() -
         "cuda_graph_impl": ConfigValue(value="transformer_engine", source="command-line"),
     }
     assert merge_config(seen, given) == dict(sorted(given.items()))
+
+
+def test_a_capture_without_calls_says_nothing_of_the_host() -> None:
+    b = TraceBuilder()
+    b.range(0, 1_000, "iteration 1")
+    for at in (0, 400):
+        b.kernel(at, at + 300, GEMM, launch=None)
+    one = measure_rank(b.build(), builtin()).partial
+    summary = summarise([one], {})
+    for name in (
+        "host_gap_ms", "host_gap_launch_ms", "host_gap_after_sync_ms", "dependency_idle_ms",
+        "launch_starved_ms", "compute_absent_unresolved_ms", "syncs_per_step", "alloc_retries",
+        "device_allocs_per_step",
+    ):  # fmt: skip
+        metric = summary.metrics[name]
+        assert (metric.status, metric.value) == ("not_measured", None), name
+        assert metric.reason == "rank 0: the capture holds no CUDA API calls"
+    assert summary.metrics["gpu_idle_ms"].status == "measured"
+    told = trace_facts([one], summary, {}, "nsys")
+    assert {"allocator_thrash", "gc_suspected", "long_gap_share"} & told.keys() == set()
+    walls = judge(summary.metrics, summary.step_parts, summary.wait_causes_ms, {})
+    assert walls.scores["compute_host"] == 0.0
+    assert walls.not_measured["compute_host"].startswith("Host gaps: rank 0: ")
+    assert walls.headline == (
+        "Whether the host holds this run up is not in the capture: the GPU idles 0.4 of 1.0 ms."
+    )

@@ -15,6 +15,7 @@ from moe_advisor.errors import ConfigError
 from moe_advisor.output.json_output import encode
 from moe_advisor.progress import Advance
 
+dask = pytest.importorskip("dask")
 distributed = pytest.importorskip("distributed")
 
 ROOT = Path(__file__).parent.parent.parent
@@ -29,9 +30,15 @@ def test_a_cluster_that_loses_a_worker_gives_the_same_bytes(
     command += [*real_trace("torch/base"), ranks, "--ranks", "12", "--steps", "1"]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     local = encode(analysis.analyze([str(ranks)], analysis.Options(jobs=2)))
-    with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=str(tmp_path)
-    ) as cluster:
+    # Nothing depends on how much memory and how little work the machine has.
+    slow = {f"distributed.comm.timeouts.{name}": "300s" for name in ("connect", "tcp")}
+    cluster_options = {"n_workers": 2, "threads_per_worker": 1, "memory_limit": 0}
+    with (
+        dask.config.set(slow),
+        distributed.LocalCluster(
+            **cluster_options, dashboard_address=None, local_directory=str(tmp_path)
+        ) as cluster,
+    ):
         pids = [worker.pid for worker in cluster.workers.values()]
         killed = threading.Event()
 

@@ -1,6 +1,7 @@
 """Tables of very large inputs wait in files: the numbers stay the same and nothing is left."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import polars as pl
@@ -41,6 +42,31 @@ def test_without_a_temporary_folder_tables_stay_in_memory(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     assert spill.spilled(FRAME) is FRAME
     assert spill.spilled(FRAME.clear()).shape == (0, 3)
+
+
+def test_parts_that_several_threads_put_into_one_file_come_back_as_they_were() -> None:
+    spool = spill.Spool()
+    parts = [
+        pl.DataFrame({"time": range(at, at + size), "code": [at % 7] * size})
+        for at, size in zip(range(40), [*range(1, 40), 0], strict=True)
+    ]
+    with ThreadPoolExecutor(4) as pool:
+        places = list(pool.map(spool.put, parts))
+    assert sum(isinstance(place, spill.Spooled) for place in places) == 39
+    for place, part in zip(places, parts, strict=True):
+        assert spool.table(place).equals(part)
+
+
+def test_without_address_space_a_spool_is_read_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = FRAME.drop("graph")
+    spool = spill.Spool()
+    place = spool.put(numbers)
+
+    def full(*given: object, **more: object) -> None:
+        raise OSError(12, "no address space")
+
+    monkeypatch.setattr("mmap.mmap", full)
+    assert spool.table(place).equals(numbers)
 
 
 def test_an_export_gives_the_same_bytes_whether_its_tables_are_spilled(

@@ -6,8 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+
+from moe_advisor.whatif import calibrate
+from moe_advisor.whatif.changes.merged import HANDOVERS
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
@@ -108,3 +112,22 @@ def test_a_step_table_gives_back_what_went_into_it(
         for name, column in vars(one.items).items():
             assert (column == vars(other.items)[name]).all(), name
     assert first.lanes[0].items.start_ns.max() > first.lanes[0].items.start_ns[0]
+
+
+def test_runs_that_were_not_measured_alike_are_judged_apart(validate: dict[str, Any]) -> None:
+    pair = {"runs": [[100.0, 130.0], [100.0, 110.0], [100.0, 112.0]], "unlike": [0]}
+    row = {"measured": -0.12, "low": -0.20, "expected": -0.15, "high": -0.10}
+    assert validate["judged_alike"](pair, row) == (-0.11, "hit")
+    assert validate["judged_alike"]({**pair, "unlike": [0, 1, 2]}, row) is None
+
+
+def test_constants_are_what_their_sources_say(validate: dict[str, Any]) -> None:
+    sources = yaml.safe_load((BENCHMARKS / "overlap_costs.yaml").read_text(encoding="utf-8"))
+    stretch = np.asarray([one["stretch"] for one in sources["host_stretch"]["torch"]])
+    assert np.percentile(stretch, (25, 50, 75)) == pytest.approx(
+        calibrate.STRETCH_OPERATORS, abs=0.05
+    )
+    each = np.asarray([one["each_ms"] for one in sources["handovers"]["used"]]) * 1e6
+    assert np.percentile(each, (75, 50, 25)) == pytest.approx(calibrate.HANDOVER_NS, rel=0.05)
+    counted = [one["handovers"] for one in sources["handovers"]["captures"]]
+    assert np.median(counted) == 2 * HANDOVERS

@@ -34,11 +34,16 @@ class Context:
 
 @dataclass(frozen=True)
 class Ask:
-    """What is asked of a change: its value (None: the default), the case, what else is known."""
+    """What is asked of a change: its value (None: the default), the case, what else is known.
+
+    `host_scale` is what the replay will multiply host times by; work that no profiler stretches is
+    added divided by it.
+    """
 
     value: str | None
     case: Case
     context: Context
+    host_scale: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from moe_advisor.roles.roles import COMPUTE
 from moe_advisor.whatif import calibrate
 from moe_advisor.whatif.blocks import PAYLOAD, Block
 from moe_advisor.whatif.changes.chunks import chunked
-from moe_advisor.whatif.changes.edit import Ask, Case, Context, blocks_of, require, require_room
+from moe_advisor.whatif.changes.edit import Ask, Context, blocks_of, require, require_room
 from moe_advisor.whatif.changes.merged import merged
 from moe_advisor.whatif.model import Lane, StepModel
 
@@ -41,10 +41,7 @@ def ep_overlap(model: StepModel, ask: Ask) -> StepModel:
             calibrate.MERGED_ACTIVATION_SHARE,
             "the second micro-batch that the merged schedule keeps alive",
         )
-        lanes = [
-            _merge(lane, found, ask.case, ask.context)
-            for lane, found in zip(model.lanes, blocks, strict=True)
-        ]
+        lanes = [_merge(lane, found, ask) for lane, found in zip(model.lanes, blocks, strict=True)]
         return model.with_lanes(tuple(lanes))
     return chunked(model, blocks, ask.case)
 
@@ -78,22 +75,22 @@ def _microbatches(found: Sequence[Block], context: Context) -> int:
         return round(value)
     passes = [True, *(block.backward for block in found)]
     runs = sum(before and not now for before, now in itertools.pairwise(passes))
-    require(runs > 0, "the number of micro-batches is unknown: give --set microbatches=N")
+    require(runs > 0, "the trace does not tell the number of micro-batches: capture forward ranges")
     return runs
 
 
-def _merge(lane: Lane, found: list[Block], case: Case, context: Context) -> Lane:
+def _merge(lane: Lane, found: list[Block], ask: Ask) -> Lane:
     """Forward of one micro-batch beside backward of another, in Megatron-Core's order.
 
     Alone stay the forward before the first backward and the backward after the last forward:
     without a pipeline one micro-batch each, with one all of warm-up and cool-down.
     """
-    count = _microbatches(found, context)
+    count = _microbatches(found, ask.context)
     require(
         count >= calibrate.MERGE_MICROBATCHES,
         f"{count} micro-batches per step leave too few pairs to merge: the first forward and the "
         "last backward stay exposed",
     )
-    new = merged(lane, found, calibrate.MERGE_HOST[case])
+    new = merged(lane, found, calibrate.HANDOVER_NS[ask.case] / ask.host_scale)
     require(new is not lane, "no all-to-all of this rank has other work beside it")
     return new
