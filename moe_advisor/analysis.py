@@ -32,6 +32,7 @@ from moe_advisor.measure.health import for_profiler, run_issues
 from moe_advisor.measure.partial import RankPartial
 from moe_advisor.measure.rank import MeasuredRank, measure_rank
 from moe_advisor.measure.registry import METRICS
+from moe_advisor.measure.stages import mean, weighted
 from moe_advisor.measure.summary import NS_PER_MS, Summary, summarise
 from moe_advisor.measure.timeline import timeline
 from moe_advisor.memory_guard import MemoryGuard
@@ -803,13 +804,11 @@ class Simulator:
 
 def _recompute_inside(partials: Sequence[RankPartial]) -> dict[str, float]:
     """Exposed communication and permutation inside recompute, mean ms per step."""
-    ranks = [one for one in partials if len(one.step_names)]
+    ranks = weighted([one for one in partials if len(one.step_names)])
     if not ranks:
         return {}
     return {
-        name: float(sum(one.times_ns[f"recompute_{name}"].mean() for one in ranks))
-        / len(ranks)
-        / NS_PER_MS
+        name: mean(ranks, [one.times_ns[f"recompute_{name}"].mean() for one in ranks]) / NS_PER_MS
         for name in ("comm", "permute")
     }
 

@@ -85,7 +85,7 @@ def merge_kernels(ranks: Sequence[RankPartial]) -> list[Kernel]:
     """The kernels of a run, mean per step and rank, the longest of each role first."""
     found: dict[str, dict[str, tuple[float, float]]] = {}
     for one in ranks:
-        weight = 1 / len(one.step_names) / len(ranks)
+        weight = one.weight / len(one.step_names) / len(ranks)
         for (role, name), (number, ns) in one.kernels.items():
             of_role = found.setdefault(role, {})
             had = of_role.get(name, (0.0, 0.0))

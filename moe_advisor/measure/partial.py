@@ -105,3 +105,5 @@ class RankPartial:
     """(layer, phase) -> (forward ns, backward ns) over all steps; empty where layers don't show."""
     kernels: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
     """(role, short name) -> (number, ns) over all steps; name "" sums a role's shortest."""
+    weight: float = 1.0
+    """How much the rank counts in a mean; set where pipeline stages were read unevenly."""

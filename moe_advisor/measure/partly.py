@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from moe_advisor.measure.partial import PerStep, RankPartial
 from moe_advisor.measure.registry import METRICS
+from moe_advisor.measure.stages import mean
 from moe_advisor.result import MetricValue, RankValue
 
 NS_PER_MS = 1e6
@@ -103,7 +104,7 @@ def _mean(
     ]
     return MetricValue(
         status="measured",
-        value=_round(float(np.mean([one.value for one in per_rank]))),
+        value=_round(mean(partials, [one.value or 0.0 for one in per_rank])),
         unit=METRICS[key].unit,
         basis=basis,
         per_rank=per_rank,
@@ -111,7 +112,7 @@ def _mean(
 
 
 def _per_step(partials: Sequence[RankPartial], values: Mapping[int, PerStep]) -> float:
-    return float(np.mean([values[one.rank].mean() for one in partials])) / NS_PER_MS
+    return mean(partials, [values[one.rank].mean() for one in partials]) / NS_PER_MS
 
 
 def _round(value: float) -> float:

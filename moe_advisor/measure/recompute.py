@@ -91,8 +91,7 @@ def _from_repeated_sequence(rank: RankTrace, roles: RoleTable) -> Recompute:
     backward = roles.contexts.backward[call[rows]]
     if not backward.any():
         reason = "backward can't be told from forward: no second launching thread, no operators"
-        has_forward = bool(len(rank.ranges))
-        return Recompute(none, None if has_forward else reason)
+        return Recompute(none, reason)
     names = rank.activities["name"].to_numpy()
     kernels = rank.activities["kind"].to_numpy()[rows] == ActivityKind.KERNEL
     again = rows[backward & kernels]

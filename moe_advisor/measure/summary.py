@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from moe_advisor.intervals import union
 from moe_advisor.measure.health import gpu_slowness
 from moe_advisor.measure.kernels import merge_kernels
-from moe_advisor.measure.pairs import stage_places
 from moe_advisor.measure.partial import RankPartial
 from moe_advisor.measure.partly import EVIDENCE, open_ns, partly_matched, whole_steps
 from moe_advisor.measure.peers import WAITING_FAMILIES, Peers, Waiting, bytes_leaving, match_peers
 from moe_advisor.measure.registry import METRICS
+from moe_advisor.measure.stages import mean, stages_of, weighted
 from moe_advisor.measure.why import extra_metrics, why
 from moe_advisor.result import (
     AbsentPart,
@@ -145,7 +145,8 @@ class Summary:
 
 def summarise(partials: Sequence[RankPartial], hardware: Mapping[str, Any]) -> Summary:
     """The summary of any set of ranks; their order does not matter."""
-    ranks = sorted((one for one in partials if len(one.step_names)), key=lambda one: one.rank)
+    stepped = sorted((one for one in partials if len(one.step_names)), key=lambda one: one.rank)
+    ranks = weighted(stepped)
     peers = match_peers(ranks, hardware.get("nvlink_domain_size"))
     tables = why(ranks, peers, hardware) if ranks else None
     builder = _Metrics(ranks, peers, hardware, tables)
@@ -155,7 +156,7 @@ def summarise(partials: Sequence[RankPartial], hardware: Mapping[str, Any]) -> S
     return Summary(
         metrics=metrics,
         peers=peers,
-        step_parts=_mean_parts(by_rank),
+        step_parts=_mean_parts(ranks, by_rank),
         parts_by_rank=by_rank,
         parts_by_step=_parts_by_step(ranks, split),
         compute_absent=_compute_absent(ranks),
@@ -236,9 +237,9 @@ class _Metrics:
         ]
         self.found[name] = MetricValue(
             status="measured",
-            value=_round(float(np.mean([value.value for value in per_rank]))),
+            value=_round(mean(self.ranks, [value.value or 0.0 for value in per_rank])),
             unit=METRICS[name].unit,
-            spread=_spread(values),
+            spread=_spread(self.ranks, values),
             basis=basis,
             per_rank=per_rank,
         )
@@ -261,11 +262,12 @@ class _Metrics:
             for a, b in zip(top.per_rank, bottom.per_rank, strict=True)
         ]
         steps = [np.asarray(one.steps) for one in per_rank]
+        measured = {one.rank for one in per_rank}
         self.found[name] = MetricValue(
             status="measured",
             value=_round((top.value or 0.0) / bottom.value),
             unit=METRICS[name].unit,
-            spread=_spread(steps),
+            spread=_spread([one for one in self.ranks if one.rank in measured], steps),
             per_rank=per_rank,
         )
 
@@ -338,9 +340,9 @@ class _Metrics:
                 key: _not_measured(key, reason)
                 for key in (f"{name}_wait_ms", f"{name}_transfer_ms")
             }
-        low = float(np.mean([bound[0] for bound in bounds if bound])) / NS_PER_MS
-        high = float(np.mean([bound[1] for bound in bounds if bound])) / NS_PER_MS
-        total = float(np.mean([bound[2] for bound in bounds if bound])) / NS_PER_MS
+        low = mean(self.ranks, [bound[0] for bound in bounds if bound]) / NS_PER_MS
+        high = mean(self.ranks, [bound[1] for bound in bounds if bound]) / NS_PER_MS
+        total = mean(self.ranks, [bound[2] for bound in bounds if bound]) / NS_PER_MS
         basis = (
             "from single ranks: bytes over the link's rate below, the fastest tenth of equal "
             "collectives above"
@@ -411,7 +413,7 @@ class _Metrics:
         if len(rates) == len(self.ranks):
             self.found["ep_a2a_bus_gbps"] = MetricValue(
                 status="measured",
-                value=_round(float(np.mean([rate.value for rate in rates]))),
+                value=_round(mean(self.ranks, [rate.value or 0.0 for rate in rates])),
                 unit="GB/s",
                 per_rank=rates,
             )
@@ -513,7 +515,7 @@ class _Metrics:
             for name in names:
                 self._zero(name, "no pipeline communication in the trace")
             return
-        stages = _stages(self.ranks)
+        stages = stages_of(self.ranks)
         if stages is None:
             reason = "which ranks form a pipeline is not in the trace: give all of its ranks"
             for name in ("pp_bubble_ideal_ms", "pp_stage_imbalance_ms"):
@@ -564,20 +566,6 @@ def _passes_per_step(ranks: Sequence[RankPartial]) -> tuple[list[float], str]:
     return [], ""
 
 
-def _stages(ranks: Sequence[RankPartial]) -> tuple[int, list[int]] | None:
-    """(number of stages, stage of each rank); two ranks that exchange are two stages."""
-    found = [one.facts["stage"] for one in ranks if one.facts.get("stage")]
-    if len(found) == len(ranks):
-        return max(len(members) for members, _ in found), [place for _, place in found]
-    told = stage_places(ranks)
-    if len(told) == len(ranks):
-        return max(size for size, _ in told.values()), [told[one.rank][1] for one in ranks]
-    talking = all(Role.PP_P2P.label in one.roles for one in ranks)
-    if len(ranks) == 2 and talking and all((one.world_size or 2) <= 2 for one in ranks):
-        return 2, [0, 1]
-    return None
-
-
 _REASONS = {
     "memory_peak_gib": "no memory events in the trace; give --log or capture again with them",
     "memory_headroom_gib": "no memory events in the trace; give --log or capture again with them",
@@ -601,12 +589,12 @@ def _round(value: float) -> float:
     return round(float(value), DECIMALS)
 
 
-def _spread(values: Sequence[NDArray[np.float64]]) -> float | None:
+def _spread(ranks: Sequence[RankPartial], values: Sequence[NDArray[np.float64]]) -> float | None:
     """Median absolute deviation over the steps that all ranks have, scaled to sigma."""
     steps = min(len(one) for one in values)
     if steps < 2:
         return None
-    means = np.mean([one[:steps] for one in values], axis=0)
+    means = np.asarray([mean(ranks, [one[step] for one in values]) for step in range(steps)])
     return _round(MAD_TO_SIGMA * float(np.median(np.abs(means - np.median(means)))))
 
 
@@ -717,14 +705,14 @@ def _rank_parts(one: RankPartial, parts: _Parts, step: int | None) -> RankParts:
     )
 
 
-def _mean_parts(by_rank: Sequence[RankParts]) -> list[StepPart]:
+def _mean_parts(ranks: Sequence[RankPartial], by_rank: Sequence[RankParts]) -> list[StepPart]:
     """Means over ranks; a part that a rank lacks counts as zero there."""
     order = list(PART_LABELS)
     totals: dict[str, float] = {}
     shown: dict[str, StepPart] = {}
-    for one in by_rank:
+    for rank, one in zip(ranks, by_rank, strict=True):
         for part in one.parts:
-            totals[part.part] = totals.get(part.part, 0.0) + part.ms
+            totals[part.part] = totals.get(part.part, 0.0) + part.ms * rank.weight
             shown[part.part] = part
     rank_of = {
         name: (
@@ -766,8 +754,7 @@ def _evenly(count: int, most: int) -> list[int]:
 
 def _mean_ms(ranks: Sequence[RankPartial], ns_of: Callable[[RankPartial], float]) -> float:
     """Mean over ranks of a per-rank total divided by that rank's steps."""
-    mean = np.mean([ns_of(one) / len(one.step_names) for one in ranks])
-    return _round(float(mean) / NS_PER_MS)
+    return _round(mean(ranks, [ns_of(one) / len(one.step_names) for one in ranks]) / NS_PER_MS)
 
 
 def _compute_absent(ranks: Sequence[RankPartial]) -> ComputeAbsent | None:
@@ -809,10 +796,9 @@ def _idle_causes(ranks: Sequence[RankPartial]) -> list[IdleCause]:
             {
                 "name": name,
                 "count": _round(
-                    float(
-                        np.mean(
-                            [_detail(one, cause, name)[0] / len(one.step_names) for one in ranks]
-                        )
+                    mean(
+                        ranks,
+                        [_detail(one, cause, name)[0] / len(one.step_names) for one in ranks],
                     )
                 ),
                 "ms": _mean_ms(ranks, lambda one, c=cause, n=name: _detail(one, c, n)[1]),  # type: ignore[misc]
@@ -831,7 +817,7 @@ def _detail(one: RankPartial, cause: str, name: str) -> tuple[int, int]:
 def _roles(ranks: Sequence[RankPartial]) -> list[RoleResult]:
     if not ranks:
         return []
-    step = float(np.mean([one.step_ns.mean() for one in ranks])) / NS_PER_MS
+    step = mean(ranks, [one.step_ns.mean() for one in ranks]) / NS_PER_MS
     found = []
     for role in Role:
         present = [one for one in ranks if role.label in one.roles]
@@ -863,7 +849,7 @@ def _roles(ranks: Sequence[RankPartial]) -> list[RoleResult]:
                 if communicates
                 else None,
                 count=_round(
-                    float(np.mean([of(one, "count") / len(one.step_names) for one in ranks]))
+                    mean(ranks, [of(one, "count") / len(one.step_names) for one in ranks])
                 ),
                 share=_round(ms / step) if step else 0.0,
                 confidence="low" if reason else CONFIDENCE[weakest],  # type: ignore[arg-type]
@@ -903,13 +889,9 @@ def _unclassified(ranks: Sequence[RankPartial]) -> list[Unclassified]:
             name=name,
             ms=_mean_ms(ranks, lambda one, n=name: one.unclassified.get(n, (0, 0))[1]),  # type: ignore[misc]
             count=_round(
-                float(
-                    np.mean(
-                        [
-                            one.unclassified.get(name, (0, 0))[0] / len(one.step_names)
-                            for one in ranks
-                        ]
-                    )
+                mean(
+                    ranks,
+                    [one.unclassified.get(name, (0, 0))[0] / len(one.step_names) for one in ranks],
                 )
             ),
         )
@@ -919,7 +901,7 @@ def _unclassified(ranks: Sequence[RankPartial]) -> list[Unclassified]:
 
 
 def _rank_summaries(ranks: Sequence[RankPartial], peers: Peers) -> list[RankSummary]:
-    def mean(values: NDArray[np.int64]) -> float:
+    def ms(values: NDArray[np.int64]) -> float:
         return _round(float(values.mean()) / NS_PER_MS)
 
     found = []
@@ -933,10 +915,10 @@ def _rank_summaries(ranks: Sequence[RankPartial], peers: Peers) -> list[RankSumm
                 host=one.host,
                 device=one.device.name,
                 rank_source=one.rank_source,
-                step_ms=mean(one.step_ns),
-                compute_ms=mean(one.times_ns["compute"]),
-                ep_a2a_wait_ms=mean(waiting.wait[Family.EP][whole]) if matched else None,
-                host_gap_ms=mean(one.times_ns["host_gap"]),
+                step_ms=ms(one.step_ns),
+                compute_ms=ms(one.times_ns["compute"]),
+                ep_a2a_wait_ms=ms(waiting.wait[Family.EP][whole]) if matched else None,
+                host_gap_ms=ms(one.times_ns["host_gap"]),
                 arrived_last=waiting.arrived_last if matched else None,
             )
         )
@@ -951,7 +933,7 @@ def representative_step(one: RankPartial) -> int:
 
 def _layers(ranks: Sequence[RankPartial]) -> list[dict[str, Any]]:
     """Layer by layer, mean over the ranks of a pipeline stage; layers count from 0 per stage."""
-    stages = _stages(ranks) if any(Role.PP_P2P.label in one.roles for one in ranks) else None
+    stages = stages_of(ranks) if any(Role.PP_P2P.label in one.roles for one in ranks) else None
     places = stages[1] if stages else [0] * len(ranks)
     rows: list[dict[str, Any]] = []
     for stage in sorted(set(places)):
@@ -1022,14 +1004,14 @@ def _wait_causes(
 
     whole = {one.rank: _whole(one, peers.by_rank[one.rank], Family.EP) for one in ranks}
 
-    def mean(name: str) -> float:
+    def ms(name: str) -> float:
         values = [getattr(peers.by_rank[rank], name)[steps] for rank, steps in whole.items()]
-        return float(np.mean([one.mean() / NS_PER_MS if len(one) else 0.0 for one in values]))
+        return mean(ranks, [one.mean() / NS_PER_MS if len(one) else 0.0 for one in values])
 
     causes = {
-        "host": mean("wait_host"),
-        "imbalance": mean("wait_imbalance"),
-        "compute": mean("wait_compute"),
+        "host": ms("wait_host"),
+        "imbalance": ms("wait_imbalance"),
+        "compute": ms("wait_compute"),
     }
     causes["unexplained"] = max(waited.value - sum(causes.values()), 0.0)
     return {cause: _round(ms) for cause, ms in causes.items()}

@@ -18,6 +18,7 @@ from moe_advisor.measure.partial import RankPartial
 from moe_advisor.measure.partly import partly_matched
 from moe_advisor.measure.peers import Peers
 from moe_advisor.measure.registry import METRICS
+from moe_advisor.measure.stages import mean
 from moe_advisor.model import NONE
 from moe_advisor.result import (
     ClockPair,
@@ -83,11 +84,17 @@ def _absent(name: str, reason: str) -> MetricValue:
     return MetricValue(status="not_measured", value=None, unit=METRICS[name].unit, reason=reason)
 
 
-def _values(name: str, values: Mapping[int, float], basis_: str | None = None) -> MetricValue:
-    """A metric that is a mean over ranks."""
+def _values(
+    name: str,
+    partials: Sequence[RankPartial],
+    values: Mapping[int, float],
+    basis_: str | None = None,
+) -> MetricValue:
+    """A metric that is a mean over the ranks that have a value."""
+    ranks = [one for one in partials if one.rank in values]
     return MetricValue(
         status="measured",
-        value=_round(float(np.mean(list(values.values())))),
+        value=_round(mean(ranks, [values[one.rank] for one in ranks])),
         unit=METRICS[name].unit,
         basis=basis_,
         per_rank=[RankValue(rank=rank, value=_round(values[rank])) for rank in sorted(values)],
@@ -103,7 +110,7 @@ def _blocking(partials: Sequence[RankPartial], value: MetricValue) -> MetricValu
     if value.status != "measured" or not any(one.times_ns["ep_a2a"].any() for one in partials):
         return value
     unsure = ns.get("structure", 0)
-    high = float(np.mean([one.times_ns["ep_a2a_issued"].mean() for one in partials])) / NS_PER_MS
+    high = mean(partials, [one.times_ns["ep_a2a_issued"].mean() for one in partials]) / NS_PER_MS
     low = (value.value or 0.0) * (1 - unsure / max(sum(ns.values()), 1))
     return MetricValue(
         status="estimated" if unsure else "measured",
@@ -172,7 +179,10 @@ def _pipeline(pairs: Pairs, partials: Sequence[RankPartial]) -> dict[str, Metric
     if not any(Role.PP_P2P.label in one.roles for one in partials):
         none = "no such communication in the trace"
         zero = {one.rank: 0.0 for one in partials}
-        return {**{name: _values(name, zero, none) for name in names}, bus: _absent(bus, none)}
+        return {
+            **{name: _values(name, partials, zero, none) for name in names},
+            bus: _absent(bus, none),
+        }
     if not any(one.any() for one in pairs.transfer.values()):
         reason = pairs.reason or "no pair of stages was read"
         return {name: _absent(name, reason) for name in (*names, bus)}
@@ -184,7 +194,9 @@ def _pipeline(pairs: Pairs, partials: Sequence[RankPartial]) -> dict[str, Metric
         result = found or {name: _absent(name, told) for name in names}
     else:
         result = {
-            name: _values(name, {rank: float(ns.mean()) / NS_PER_MS for rank, ns in one.items()})
+            name: _values(
+                name, partials, {rank: float(ns.mean()) / NS_PER_MS for rank, ns in one.items()}
+            )
             for name, one in zip(names, (pairs.wait, pairs.transfer), strict=True)
         }
     if "schedule" in pairs.evidence:
@@ -267,7 +279,7 @@ def _held_sms(partials: Sequence[RankPartial]) -> dict[str, MetricValue]:
     sms = {one.device.sm_count for one in partials}
     total = f"of {next(iter(sms))}; " if len(sms) == 1 and None not in sms else ""
     each = ", ".join(f"{family} {np.mean(families[family]):.0f}" for family in sorted(families))
-    return {name: _values(name, values, f"{total}{each}")}
+    return {name: _values(name, partials, values, f"{total}{each}")}
 
 
 def _gemms(partials: Sequence[RankPartial], hardware: Mapping[str, Any]) -> dict[str, MetricValue]:
@@ -278,7 +290,9 @@ def _gemms(partials: Sequence[RankPartial], hardware: Mapping[str, Any]) -> dict
     ):
         rates = {one.rank: rate_tflops(one.facts["gemms"], role) for one in partials}
         known = {rank: rate for rank, rate in rates.items() if rate is not None}
-        result[name] = _values(name, known) if known else _absent(name, _no_shapes(partials, role))
+        result[name] = (
+            _values(name, partials, known) if known else _absent(name, _no_shapes(partials, role))
+        )
     fp8 = any(one.facts.get("fp8_kernels") for one in partials)
     peak = hardware.get("dense_fp8_tflops" if fp8 else "dense_bf16_tflops")
     rate, share = result["expert_gemm_tflops"], "expert_gemm_peak_share"
@@ -287,14 +301,14 @@ def _gemms(partials: Sequence[RankPartial], hardware: Mapping[str, Any]) -> dict
     else:
         of = f"of {peak:g} TFLOP/s, dense {'FP8' if fp8 else 'BF16'}"
         values = {one.rank: (one.value or 0.0) / float(peak) for one in rate.per_rank}
-        result[share] = _values(share, values, of)
+        result[share] = _values(share, partials, values, of)
     rows = "rows_per_local_expert"
     means = {}
     for one in partials:
         each = [n / groups for _, n, groups in one.facts["gemms"].get("rows", []) if groups != NONE]
         if each:
             means[one.rank] = float(np.mean(each))
-    result[rows] = _values(rows, means) if means else _absent(rows, NO_SHAPES)
+    result[rows] = _values(rows, partials, means) if means else _absent(rows, NO_SHAPES)
     return result
 
 
@@ -331,7 +345,7 @@ def _recompute(partials: Sequence[RankPartial]) -> list[RecomputePart]:
 
     def ms(of: Callable[[RankPartial], float]) -> float:
         each = [of(one) / max(len(one.step_names), 1) for one in partials]
-        return _round(float(np.mean(each)) / NS_PER_MS)
+        return _round(mean(partials, each) / NS_PER_MS)
 
     rows = [
         RecomputePart(

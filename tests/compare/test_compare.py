@@ -82,11 +82,20 @@ def test_a_result_beside_itself_is_unchanged_wherever_it_is_measured(result) -> 
     assert found.verdict == "unchanged"
 
 
-@pytest.mark.parametrize("other", ["nsys/small", "nsys/mcore_alltoall", "nsys/bigmem_full"])
+@pytest.mark.parametrize("other", ["nsys/small", "nsys/bigmem_full"])
 def test_another_model_or_batch_is_refused_and_can_be_allowed(result, other: str) -> None:
     with pytest.raises(InputError, match="--allow model"):
         compare([result("nsys/base")], [result(other)], NAMES)
     assert compare([result("nsys/base")], [result(other)], NAMES, allow=("model",))
+
+
+def test_one_model_under_another_trainer_is_compared_and_its_optimizer_named(result) -> None:
+    found = compare([result("nsys/base")], [result("nsys/mcore_alltoall")], NAMES)
+    (model,) = [one for one in found.checks if one.id == "model"]
+    assert model.state == "differs"
+    assert model.message.startswith(
+        "the optimizer's settings, or the model, seem to differ: 4 layers"
+    )
 
 
 def test_another_gpu_and_world_size_are_refused_in_one_line() -> None:

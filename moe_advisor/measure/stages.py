@@ -1,0 +1,50 @@
+"""Which pipeline stage a rank is, and means that count every stage alike.
+
+A run's value is the mean over the ranks of a stage, then over the stages. Where every stage was
+read with the same number of ranks, that is the plain mean over ranks.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from moe_advisor.measure.pairs import stage_places
+from moe_advisor.measure.partial import RankPartial
+from moe_advisor.roles.roles import Role
+
+
+def stages_of(ranks: Sequence[RankPartial]) -> tuple[int, list[int]] | None:
+    """(number of stages, stage of each rank); two ranks that exchange are two stages."""
+    found = [one.facts["stage"] for one in ranks if one.facts.get("stage")]
+    if len(found) == len(ranks):
+        return max(len(members) for members, _ in found), [place for _, place in found]
+    told = stage_places(ranks)
+    if len(told) == len(ranks):
+        return max(size for size, _ in told.values()), [told[one.rank][1] for one in ranks]
+    talking = all(Role.PP_P2P.label in one.roles for one in ranks)
+    if len(ranks) == 2 and talking and all((one.world_size or 2) <= 2 for one in ranks):
+        return 2, [0, 1]
+    return None
+
+
+def weighted(ranks: Sequence[RankPartial]) -> list[RankPartial]:
+    """The ranks with the weights that make every stage count alike; untouched where they do."""
+    found = stages_of(ranks) if ranks else None
+    if found is None:
+        return list(ranks)
+    read = Counter(found[1])
+    if len(set(read.values())) == 1:
+        return list(ranks)
+    each = len(ranks) / len(read)
+    return [
+        replace(one, weight=each / read[stage]) for one, stage in zip(ranks, found[1], strict=True)
+    ]
+
+
+def mean(ranks: Sequence[RankPartial], values: Sequence[float]) -> float:
+    """Mean of one value per rank, by the ranks' weights."""
+    if all(one.weight == 1 for one in ranks):
+        return float(np.mean(values))
+    return float(np.average(values, weights=[one.weight for one in ranks]))
