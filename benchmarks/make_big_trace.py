@@ -301,7 +301,7 @@ class _NsysGrower:
         strings = self.db.execute("SELECT id, value FROM origin.StringIds").fetchall()
         fresh = 1 + max((row[0] for row in strings), default=0)
         for text_id, text in strings:
-            for copy in range(1, self.repeat) if STEP_NAME.match(text) else ():
+            for copy in range(1, self.repeat) if STEP_NAME.match(text or "") else ():
                 row = (fresh, self._step_text(text, copy))
                 self.db.execute("INSERT INTO main.StringIds (id, value) VALUES (?, ?)", row)
                 renamed[text_id, copy] = fresh

@@ -127,8 +127,8 @@ def doubted(walls: Walls, issues: Sequence[Issue], metrics: Mapping[str, MetricV
     hidden = _value(metrics, "graph_opaque_share")
     if hidden > 0:
         reasons.append(
-            f"{hidden:.1%} of the step lies in CUDA graphs recorded as a whole: gaps and kernels "
-            "inside them are not seen; capture with --cuda-graph-trace=node."
+            f"{100 * hidden:.1f} % of the step lies in CUDA graphs recorded as a whole: gaps "
+            "and kernels inside them are not seen; capture with --cuda-graph-trace=node."
         )
     headline = walls.headline
     if broken and walls.verdict != "inconclusive":
@@ -316,7 +316,9 @@ def _reasons(
             f"{_lower(s.label)} {s.ms:.1f} ms" for s in sorted(parts, key=lambda s: -s.ms)
         )
         detail = f": {listed}" if listed else ""
-        lines.append(f"{_TITLES[wall]}: {scores[wall]:.1%} of the {step:.1f} ms step{detail}.")
+        lines.append(
+            f"{_TITLES[wall]}: {100 * scores[wall]:.1f} % of the {step:.1f} ms step{detail}."
+        )
     if verdict == "mixed" and margin < MARGIN:
         lines.append(
             f"The first two walls are {margin * 100:.1f} points apart; {MARGIN * 100:.0f} are "
@@ -324,8 +326,8 @@ def _reasons(
         )
     if hidden >= MARGIN:
         lines.append(
-            f"Permutation takes {hidden:.1%} of the step; what a fused kernel would save of it "
-            "is not measured: that could be the larger wall."
+            f"Permutation takes {100 * hidden:.1f} % of the step; what a fused kernel would save "
+            "of it is not measured: that could be the larger wall."
         )
     if unsplit:
         lines.append(
@@ -361,14 +363,15 @@ def _sentences(
         first, second = sorted(WALLS, key=lambda w: -scores[w])[:2]
         if scores[first] - scores[second] >= MARGIN:
             return (
-                f"{_TITLES[first]} leads with {scores[first]:.1%} {of}, but part of the compute "
-                "wall is not measured.",
+                f"{_TITLES[first]} leads with {100 * scores[first]:.1f} % {of}, but part of the "
+                "compute wall is not measured.",
                 f"Permutation takes {_value(metrics, 'permute_ms'):.1f} ms; what a fused kernel "
                 "would save of it is not in this trace.",
             )
         return (
-            f"Two walls stand equally close: {_TITLES[first].lower()} {scores[first]:.1%} and "
-            f"{_TITLES[second].lower()} {scores[second]:.1%} {of}.",
+            f"Two walls stand equally close: {_TITLES[first].lower()} "
+            f"{100 * scores[first]:.1f} % and "
+            f"{_TITLES[second].lower()} {100 * scores[second]:.1f} % {of}.",
             "Start with the plan's first step; their order is within the noise of a capture.",
         )
     if max(scores.values()) < WORTHWHILE:
@@ -382,7 +385,7 @@ def _sentences(
             )
         return (
             "Nothing limits this run much: the largest recoverable part is "
-            f"{max(scores.values()):.1%} {of}.",
+            f"{100 * max(scores.values()):.1f} % {of}.",
             "Compute sets the pace; faster kernels or lower precision are what is left.",
         )
     tell = {"memory": _memory_story, "communication": _communication_story}

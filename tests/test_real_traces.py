@@ -198,7 +198,7 @@ def test_events_bound_the_blocking_of_a_chunked_overlap(real_trace: Traces) -> N
     found = result_of(real_trace, "nsys/shm_overlap").metrics["ep_a2a_blocking_ms"]
     assert found.status == "measured"
     assert "by event dependencies; confidence high" in str(found.basis).replace(
-        ", 0% by stream order", ""
+        ", 0 % by stream order", ""
     )
 
 

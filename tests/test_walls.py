@@ -137,4 +137,4 @@ def test_healthy_warnings_leave_the_verdict_alone() -> None:
 def test_hidden_graph_kernels_are_said_beside_the_gaps() -> None:
     walls = verdict({"ep_a2a_exposed_transfer": 40.0}, ep_a2a_exposed_ms=40.0)
     share = MetricValue(status="measured", value=0.004, unit="share")
-    assert doubted(walls, [], {"graph_opaque_share": share}).reasons[-1].startswith("0.4% of the")
+    assert doubted(walls, [], {"graph_opaque_share": share}).reasons[-1].startswith("0.4 % of the")

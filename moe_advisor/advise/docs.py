@@ -152,7 +152,9 @@ def _conditions(rule: Rule) -> str:
 def _evidence(items: Sequence[EvidenceSpec]) -> str:
     lines = []
     for item in items:
-        share = "" if item.change_share is None else f" ({item.change_share:+.1%} step time)"
+        share = (
+            "" if item.change_share is None else f" ({100 * item.change_share:+.1f} % step time)"
+        )
         lines.append(f"* {_prose(item.text)}{share} — {item.source}")
     return "\n".join(lines)
 

@@ -257,7 +257,7 @@ def fill(template: str, context: Context) -> str:
             return "none"
         if form and isinstance(found, int | float) and not isinstance(found, bool):
             try:
-                return format(float(found), form)
+                return format(float(found), form).replace("%", " %")
             except ValueError:
                 return str(found)
         if isinstance(found, float) and found.is_integer():

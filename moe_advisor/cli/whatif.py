@@ -90,7 +90,7 @@ def whatif(
     if model := simulator.quality():
         click.echo(
             f"model: {model.step} on {model.ranks} rank{'s' if model.ranks > 1 else ''}, unchanged "
-            f"{model.error_share:.2%} off, {model.unexplained_share:.1%} unexplained delays"
+            f"{100 * model.error_share:.2f} % off, {100 * model.unexplained_share:.1f} % unexplained delays"
         )
     for one in found:
         click.echo(_line(one.name, one.estimate, step_ms))
@@ -113,7 +113,7 @@ def _line(name: str, estimate: Estimate, step_ms: float) -> str:
     risk = "  could cost time" if low < 0 < high else "  costs time" if high <= 0 > low else ""
     wall = f"  then: {estimate.next_wall.replace('_', ' and ')}" if estimate.next_wall else ""
     return (
-        f"{name:<22}{estimate.expected_ms:>8.1f} ms ({share:>6.1%})   "
+        f"{name:<22}{estimate.expected_ms:>8.1f} ms ({100 * share:>6.1f} %)   "
         f"{low:>7.1f} to {high:>7.1f}{wall}{risk}"
     )
 

@@ -574,7 +574,8 @@ def _assemble(columns: Columns, metadata: _Metadata, path: Path) -> tuple[RankTr
                 id="minor-device-skipped",
                 severity=Severity.INFO,
                 message=f"{left_out} GPU rows ran on devices with less than "
-                f"{MINOR_DEVICE_SHARE:.0%} of the kernels of the busiest; they were left out.",
+                f"{100 * MINOR_DEVICE_SHARE:.0f} % of the kernels of the busiest; they were left "
+                "out.",
                 count=left_out,
             )
         )
@@ -928,8 +929,8 @@ def _rank_issues(file: _File, rows: Ints, rank: int) -> tuple[CaptureIssue, ...]
             CaptureIssue(
                 id="gpu-work-without-launch",
                 severity=Severity.WARNING,
-                message=f"{unlinked} of {count} GPU rows ({unlinked / count:.0%}) have no launch "
-                f"call in the trace; host gaps and annotations are less certain.",
+                message=f"{unlinked} of {count} GPU rows ({100 * unlinked / count:.0f} %) have no "
+                "launch call in the trace; host gaps and annotations are less certain.",
                 count=unlinked,
                 rank=rank,
             )

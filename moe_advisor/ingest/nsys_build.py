@@ -552,7 +552,7 @@ def _ranks_of(
             "stray-device-work",
             Severity.INFO,
             f"{strays} GPU activities ran on a device that their process hardly uses (below"
-            f" {STRAY_DEVICE_SHARE:.0%} of its work) and are left out",
+            f" {100 * STRAY_DEVICE_SHARE:.0f} % of its work) and are left out",
             strays,
         )
     if len(keys) > MAX_RANKS:
@@ -769,8 +769,8 @@ def _report_joins(
         work.issue(
             "launches-missing",
             Severity.WARNING,
-            f"{lost} of {total} GPU activities ({lost / total:.1%}) have no launch call in the"
-            " capture: profiler data was lost or the capture range is very short",
+            f"{lost} of {total} GPU activities ({100 * lost / total:.1f} %) have no launch call in "
+            "the capture: profiler data was lost or the capture range is very short",
             lost,
         )
 

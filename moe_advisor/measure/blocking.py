@@ -250,7 +250,7 @@ def basis(ns: dict[str, int]) -> str:
     if not total:
         return "nothing waited for it, as far as streams and events tell"
     parts = [
-        f"{ns[one.name.lower()] / total:.0%} {label}"
+        f"{100 * ns[one.name.lower()] / total:.0f} % {label}"
         for one, label in EVIDENCE_LABELS.items()
         if ns.get(one.name.lower())
     ]

@@ -79,7 +79,7 @@ def partly_matched(
             unit=METRICS[key].unit,
             low=_round(low),
             high=_round(low + rest),
-            basis=f"{basis}; {unmatched / everything:.0%} of the time is not matched",
+            basis=f"{basis}; {100 * unmatched / everything:.0f} % of the time is not matched",
         )
     return found
 

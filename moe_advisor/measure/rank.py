@@ -587,8 +587,8 @@ class _Measurement:
         if opaque <= OPAQUE_LIMIT * max(self.span.total, 1):
             return
         reason = (
-            f"{opaque / max(self.span.total, 1):.0%} of the step lies in CUDA graph launches "
-            "whose kernels were not recorded: capture again with --cuda-graph-trace=node"
+            f"{100 * opaque / max(self.span.total, 1):.0f} % of the step lies in CUDA graph "
+            "launches whose kernels were not recorded: capture again with --cuda-graph-trace=node"
         )
         for name in _HIDDEN_BY_GRAPHS:
             not_measured.setdefault(name, reason)

@@ -864,7 +864,7 @@ def _open_because(role: Role, share: float, ranks: Sequence[RankPartial]) -> str
     """Why a role that collects what nothing explains is no more than that; None for all others."""
     if role not in (Role.ELEMENTWISE, Role.COMPUTE_OTHER, Role.GEMM_UNATTRIBUTED) or share < 0.1:
         return None
-    told = f"{share:.0%} by kernel names alone, which do not say what these kernels serve: "
+    told = f"{100 * share:.0f} % by kernel names alone, which do not say what these kernels serve: "
     if any(one.facts.get("operators") for one in ranks):
         return told + "open ranges (NVTX, record_function) around the modules to tell"
     return (

@@ -64,8 +64,8 @@ def _replay_note(result: Result) -> str:
     ranks = f"{model.ranks} rank{'s' if model.ranks > 1 else ''}"
     return (
         f"Simulated on {model.step} of {ranks}. Unchanged, the simulation is "
-        f"{model.error_share:.2%} off; {model.unexplained_share:.1%} of the step are delays that "
-        "no launch or dependency explains."
+        f"{100 * model.error_share:.2f} % off; {100 * model.unexplained_share:.1f} % of the step "
+        "are delays that no launch or dependency explains."
     )
 
 

@@ -321,7 +321,7 @@ class _Engine:
             f"{step / NS_PER_MS:.1f} ms becomes {(step - expected) / NS_PER_MS:.1f} ms"
         )
         if self.model.repeats > 1.0 + calibrate.SECTION_TOLERANCE:
-            text += f" (modelled on its first {1.0 / self.model.repeats:.0%})"
+            text += f" (modelled on its first {100 / self.model.repeats:.0f} %)"
         if self.stretched:
             least, _, most = self._stretch()
             text += f"; host work counted as stretched {least} to {most} times by the profiler"

@@ -48,14 +48,14 @@ def test_a_kernel_behind_the_communication_on_its_own_stream_is_blocked_by_order
     b.kernel(60, 100, launch=5)
     found = blocking(b.build())
     assert (found.status, found.value) == ("measured", 0.04)
-    assert found.basis == "100% by stream order; confidence high"
+    assert found.basis == "100 % by stream order; confidence high"
 
 
 def test_an_event_ties_a_kernel_to_communication_of_another_stream() -> None:
     b, record, wait = overlapped()
     found = blocking(with_waits(b, (wait, 7, record, 9)))
     assert (found.status, found.value) == ("measured", 0.04)
-    assert found.basis == "100% by event dependencies; confidence high"
+    assert found.basis == "100 % by event dependencies; confidence high"
 
 
 def test_a_kernel_that_waited_for_something_else_is_not_blocked() -> None:

@@ -30,7 +30,7 @@ def cuda_graphs(model: StepModel, ask: Ask) -> StepModel:
     share = ask.context.metrics.get("graph_kernel_share")
     require(
         "full" in scopes or not share or share < calibrate.GRAPHED_ALREADY,
-        f"{share or 0:.0%} of the kernels are launched by CUDA graphs already",
+        f"{100 * (share or 0):.0f} % of the kernels are launched by CUDA graphs already",
     )
     require_room(ask.context, calibrate.GRAPH_MEMORY_SHARE, "the graphs' static buffers")
     lanes = []

@@ -31,7 +31,7 @@ def ep_overlap(model: StepModel, ask: Ask) -> StepModel:
     hidden = _hidden_share(model)
     require(
         hidden < calibrate.OVERLAPPED_ALREADY,
-        f"{hidden:.0%} of the all-to-all runs beside compute already",
+        f"{100 * hidden:.0f} % of the all-to-all runs beside compute already",
     )
     mode = ask.value or overlap_mode(model, ask.context)
     require(mode in ("chunked", "1f1b"), f"ep-overlap={ask.value}: the value is chunked or 1f1b")
