@@ -205,8 +205,16 @@ def _communication(
             _Share("communication", "pp" if family == "pp_p2p" else family, label, exposed, exposed)
         )
     slowdown = _value(metrics, "overlap_slowdown_ms")
-    found.append(_Share("communication", "ep_a2a", "Compute slowed by overlap", slowdown, slowdown))
+    # Beside which communication compute ran slower is not recorded: the longest is named.
+    beside = max(_FAMILIES, key=lambda family: _value(metrics, f"{family}_ms"))
+    part = "pp" if beside == "pp_p2p" else beside
+    found.append(_Share("communication", part, SLOWED, slowdown, slowdown))
     return found
+
+
+_FAMILIES = ("ep_a2a", "dp_collective", "tp_collective", "cp_collective", "pp_p2p")
+
+SLOWED = "Compute slowed by overlap"
 
 
 def _compute_host(
@@ -418,6 +426,7 @@ def _memory_story(
 
 
 _COLLECTIVE_NAMES = {
+    "ep_a2a": "the expert all-to-all",
     "dp_collective": "data-parallel communication",
     "tp_collective": "tensor-parallel communication",
     "cp_collective": "context-parallel communication",
@@ -437,8 +446,14 @@ def _communication_story(
             f"The fullest EP rank receives {_value(metrics, 'expert_token_imbalance'):.2f} × the "
             f"mean; the wire itself takes {transfer.value or 0:.1f} ms.",
         )
+    ms = _sum_of(shares, "communication", limiter)
+    slowed = sum(one.ms for one in shares if one.label == SLOWED)
+    if slowed > ms / 2:
+        return (
+            f"Compute runs slower beside {_COLLECTIVE_NAMES[limiter]}: {slowed:.1f} {of}.",
+            "Both share the multiprocessors and the memory.",
+        )
     if limiter != "ep_a2a":
-        ms = _sum_of(shares, "communication", limiter)
         return (
             f"{ms:.1f} {of} is {_COLLECTIVE_NAMES[limiter]} that nothing hides.",
             "No compute kernel runs beside it.",
@@ -448,6 +463,8 @@ def _communication_story(
     moved, waited = transfer.value or 0.0, wait.value or 0.0
     if transfer.status == "measured" and moved >= waited:
         cause = f"It is the wire, not waiting: {moved:.1f} ms transfer, {waited:.1f} ms wait."
+    elif transfer.value is None or wait.value is None:
+        cause = "How much of it is the wire and how much waiting for other ranks is not measured."
     else:
         cause = f"Transfer takes {moved:.1f} ms, waiting {waited:.1f} ms."
     return f"{half} is expert all-to-all that nothing hides: {exposed:.1f} {of}.", cause

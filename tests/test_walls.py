@@ -41,6 +41,18 @@ def test_exposed_transfer_is_the_communication_wall() -> None:
     assert walls.margin == 0.4
 
 
+def test_compute_slowed_by_overlap_belongs_to_the_communication_that_ran() -> None:
+    walls = verdict({}, overlap_slowdown_ms=20.0, dp_collective_ms=60.0)
+    assert (walls.verdict, walls.limiter) == ("communication", "dp_collective")
+    assert "slower beside" in walls.headline
+    assert "20.0 of 100.0 ms" in walls.headline
+    with_experts = verdict({}, overlap_slowdown_ms=20.0, ep_a2a_ms=60.0, dp_collective_ms=5.0)
+    assert with_experts.limiter == "ep_a2a"
+    assert with_experts.headline.startswith(
+        "Compute runs slower beside the expert all-to-all: 20.0"
+    )
+
+
 def test_waiting_counts_for_the_wall_that_causes_it() -> None:
     parts = {"ep_a2a_exposed_wait": 30.0, "ep_a2a_exposed_transfer": 5.0}
     none = {"host": 0.0, "imbalance": 0.0, "compute": 0.0, "unexplained": 0.0}
