@@ -58,13 +58,13 @@ def _places(tree: Any) -> list[tuple[Any, Any]]:
     return found
 
 
-def _place(tree: Any, pick: Pick) -> tuple[Any, Any] | None:
-    """A random place, reached by walking down: outer places are as likely as inner ones."""
+def _place(tree: Any, pick: Pick, stop_one_in: int = 4) -> tuple[Any, Any] | None:
+    """A random place, reached by walking down and stopping at one step in `stop_one_in`."""
     node, found = tree, None
     while isinstance(node, dict | list) and node:
         key = pick_from(pick, list(node) if isinstance(node, dict) else range(len(node)))
         found = (node, key)
-        if pick(4) == 0:
+        if pick(stop_one_in) == 0:
             break
         node = node[key]
     return found
@@ -135,7 +135,7 @@ def mutate_values(tree: Any, pick: Pick, donor: Any) -> Any:
     for node, key in [*_places(tree), *_places(donor)]:
         pool.setdefault(key if isinstance(key, str) else None, []).append(node[key])
     for _ in range(1 + pick(4)):
-        spot = _deep(tree, pick)
+        spot = _place(tree, pick, stop_one_in=8)  # a schema's outer places are few
         if spot is None:
             return tree
         node, key = spot
@@ -163,18 +163,6 @@ def mutate_values(tree: Any, pick: Pick, donor: Any) -> Any:
             if same:
                 node[key] = json.loads(json.dumps(pick_from(pick, same)))
     return tree
-
-
-def _deep(tree: Any, pick: Pick) -> tuple[Any, Any] | None:
-    """A random place, as deep as the walk goes: a schema's outer places are few."""
-    node, found = tree, None
-    while isinstance(node, dict | list) and node:
-        key = pick_from(pick, list(node) if isinstance(node, dict) else range(len(node)))
-        found = (node, key)
-        if pick(8) == 0:
-            break
-        node = node[key]
-    return found
 
 
 def _number_like(value: int | float, pick: Pick) -> int | float:

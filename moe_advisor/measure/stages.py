@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from moe_advisor.measure.pairs import stage_places
 from moe_advisor.measure.partial import RankPartial
@@ -45,6 +46,17 @@ def weighted(ranks: Sequence[RankPartial]) -> list[RankPartial]:
 
 def mean(ranks: Sequence[RankPartial], values: Sequence[float]) -> float:
     """Mean of one value per rank, by the ranks' weights."""
-    if all(one.weight == 1 for one in ranks):
-        return float(np.mean(values))
-    return float(np.average(values, weights=[one.weight for one in ranks]))
+    return float(np.average(values, weights=_weights(ranks)))
+
+
+def mean_steps(
+    ranks: Sequence[RankPartial], values: Sequence[NDArray[np.float64]]
+) -> NDArray[np.float64]:
+    """Mean over ranks step by step; each rank has the same number of steps."""
+    return np.asarray(np.average(values, axis=0, weights=_weights(ranks)))
+
+
+def _weights(ranks: Sequence[RankPartial]) -> list[float] | None:
+    """None where all count alike, so that the mean is the plain one to the last bit."""
+    weights = [one.weight for one in ranks]
+    return weights if any(weight != 1 for weight in weights) else None

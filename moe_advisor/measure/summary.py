@@ -14,7 +14,7 @@ from moe_advisor.measure.partial import RankPartial
 from moe_advisor.measure.partly import EVIDENCE, open_ns, partly_matched, whole_steps
 from moe_advisor.measure.peers import WAITING_FAMILIES, Peers, Waiting, bytes_leaving, match_peers
 from moe_advisor.measure.registry import METRICS
-from moe_advisor.measure.stages import mean, stages_of, weighted
+from moe_advisor.measure.stages import mean, mean_steps, stages_of, weighted
 from moe_advisor.measure.why import extra_metrics, why
 from moe_advisor.result import (
     AbsentPart,
@@ -594,7 +594,7 @@ def _spread(ranks: Sequence[RankPartial], values: Sequence[NDArray[np.float64]])
     steps = min(len(one) for one in values)
     if steps < 2:
         return None
-    means = np.asarray([mean(ranks, [one[step] for one in values]) for step in range(steps)])
+    means = mean_steps(ranks, [one[:steps] for one in values])
     return _round(MAD_TO_SIGMA * float(np.median(np.abs(means - np.median(means)))))
 
 
