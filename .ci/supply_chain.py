@@ -97,9 +97,10 @@ def page() -> tuple[str, list[str]]:
         rows.append(f"| {name} | {licence} | {by} |")
     text = (
         "# Dependencies and their licences\n\n"
-        "What an installation brings; the extras `dask` and `remote` add Dask and fsspec\n"
-        "(BSD-3-Clause). Written by `python .ci/supply_chain.py licences`, checked in CI; the\n"
-        "exact versions that CI tests are in `requirements.lock`.\n\n"
+        "What an installation brings; the extras `dask` and `remote` add Dask, fsspec\n"
+        "(BSD-3-Clause) and aiohttp (Apache-2.0). Written by\n"
+        "`python .ci/supply_chain.py licences`, checked in CI; the exact versions that CI tests\n"
+        "are in `requirements.lock`.\n\n"
         "| package | licence | needed by |\n|---|---|---|\n" + "\n".join(rows) + "\n"
     )
     return text, problems

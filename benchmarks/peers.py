@@ -306,14 +306,19 @@ def page(rows: Sequence[Row], words: str) -> str:
     return words.replace("{table}", "\n".join(lines))
 
 
-def main() -> None:
-    """Runs what there is and prints or writes the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say where the other tools are."""
     parser.add_argument("--hta", help="Python that has HolisticTraceAnalysis")
     parser.add_argument("--tracelens", help="Python that has TraceLens, or what it imports")
     parser.add_argument("--tracelens-path", type=Path, help="checkout or modules of TraceLens")
     parser.add_argument("--nsys-ai", help="nsys-ai program")
     parser.add_argument("--nsys", default=shutil.which("nsys"), help="nsys program")
+
+
+def main() -> None:
+    """Runs what there is and prints or writes the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_options(parser)
     parser.add_argument("-o", "--output", type=Path)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:

@@ -1,16 +1,17 @@
 """The main job: inputs in, one result out."""
 
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from moe_advisor import __version__, bounded, cache, remote, sampling
+from moe_advisor import __version__, bounded, cache, entries, remote, sampling
 from moe_advisor.advise import (
     Facts,
     advise,
@@ -23,6 +24,8 @@ from moe_advisor.advise import (
 from moe_advisor.advise.facts import merge_config
 from moe_advisor.errors import ConfigError, InputError
 from moe_advisor.execute import DaskCluster, Executor, Failed, LocalProcesses, raise_if_option
+from moe_advisor.finished import digest, kept_or
+from moe_advisor.finished import earlier_result as earlier_result
 from moe_advisor.ingest import run_config, sniff, sources, training_log
 from moe_advisor.ingest.json_stream import StreamLimits
 from moe_advisor.ingest.training_log import TrainingLog
@@ -37,8 +40,10 @@ from moe_advisor.measure.summary import NS_PER_MS, Summary, summarise
 from moe_advisor.measure.timeline import timeline
 from moe_advisor.memory_guard import MemoryGuard
 from moe_advisor.model import CaptureIssue, Device, InputInfo, LoadedInput, RankTrace, Severity
+from moe_advisor.options import Options as Options
 from moe_advisor.privacy import display_name, safe_text
 from moe_advisor.progress import Advance, Progress
+from moe_advisor.remote import RemoteFile
 from moe_advisor.result import (
     Capture,
     ConfigValue,
@@ -77,35 +82,13 @@ MODEL_RANKS = 8
 """Of many inputs, the tables of at most so many ranks of one expert-parallel group are read again
 for what-if estimates and the timeline: what bounds the memory."""
 
+ELSEWHERE = "elsewhere"
+"""The format of a remote file before it is copied, which tells it."""
+
+MIXED = "the inputs mix Nsight Systems and PyTorch captures: give one profiler's at a time"
+
 NAME_LIMIT = 160
 """Characters of a kernel or range name that a result keeps."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user can choose; paths are strings as given."""
-
-    steps: str | None = None
-    step_pattern: str | None = None
-    taxonomy: str | None = None
-    nsys: str | None = None
-    cache: str | None = None
-    rules: tuple[str, ...] = ()
-    config: str | None = None
-    log: str | None = None
-    values: tuple[str, ...] = ()
-    jobs: int | None = None
-    max_expansion: int | None = None
-    """Largest ratio of decompressed to compressed bytes of an input; None for the default."""
-    executor: str = "local"
-    """`local` processes or a `dask` cluster, for PARALLEL_INPUTS inputs or more."""
-    scheduler: str | None = None
-    sample: int | None = None
-    """Read at most so many inputs, chosen to represent the rest."""
-    timeout_s: float | None = None
-    """Longest time for one of many inputs; it is reported as unreadable then."""
-    bounds: bounded.Bounds = field(default_factory=bounded.current)
-    """What reading one input may cost."""
 
 
 @dataclass(frozen=True)
@@ -117,92 +100,62 @@ class Measured:
     kept: tuple[MeasuredRank, ...]
     timeline: Timeline | None
     issues: tuple[CaptureIssue, ...] = field(default=())
-    paths: tuple[Path, ...] = ()
+    paths: tuple[Path | RemoteFile, ...] = ()
     """The files that were read, in the order of `partials`."""
 
 
 def analyze(
-    paths: Sequence[str], options: Options | None = None, progress: Progress | None = None
+    paths: Sequence[str | RemoteFile],
+    options: Options | None = None,
+    progress: Progress | None = None,
 ) -> Result:
-    """The result for the traces that `paths` mean: files, folders of ranks or globs.
+    """The result for the traces that `paths` mean: files, folders of ranks or globs, also remote.
 
     Raises InputError where nothing can be read, ConfigError for options that can't be used.
     """
     chosen = options or Options()
-    with remote.local_copies(paths) as local:
-        if not chosen.cache:
-            return result_of(measure(local, chosen, progress), chosen)
-        from moe_advisor.output import json_output
-
-        store, key = cache.Cache(Path(chosen.cache)), _result_key(local, chosen)
-        if (kept := store.get(key)) is not None:
-            return json_output.decode(kept)
-        result = result_of(measure(local, chosen, progress), chosen)
-        if not any(issue.id == "input-unreadable" for issue in result.capture.issues):
-            store.put(key, json_output.encode(result))
-        store.trim()
-        return result
-
-
-def _result_key(paths: Sequence[str], options: Options) -> str:
-    """What decides a result: names and bytes of all inputs and side files, and the options."""
-    inputs = sources.find_inputs(paths)
-    sides = [options.config, options.log, options.taxonomy, *options.rules]
-    with ThreadPoolExecutor(options.jobs or os.cpu_count() or 1) as pool:
-        found = list(pool.map(_digest, [*inputs, *(Path(side) for side in sides if side)]))
-    given = (options.steps, options.step_pattern, options.values, options.sample)
-    names = (*map(display_name, inputs), *(str(side and Path(side).name) for side in sides))
-    return cache.key_of("result", repr(given), *names, *found)
-
-
-def _digest(path: Path) -> str:
-    try:
-        return cache.content_digest(path)
-    except OSError as error:
-        raise InputError(f"{display_name(path)}: can't be read: {error.strerror}") from None
-
-
-def earlier_result(inputs: Sequence[Path]) -> Result | None:
-    """The result that the one input is, if it is one; an earlier result stands for its trace."""
-    if len(inputs) != 1 or sniff.detect(inputs[0]) != "result":
-        return None
-    from moe_advisor.output import json_output
-
-    return json_output.decode(inputs[0].read_bytes(), inputs[0].name)
+    with remote.inputs(paths, remote.many_for(chosen.executor)) as local:
+        return kept_or(local, chosen, lambda: result_of(measure(local, chosen, progress), chosen))
 
 
 def measure(
-    paths: Sequence[str],
+    paths: Sequence[str | RemoteFile],
     options: Options,
     progress: Progress | None = None,
     executor: Executor | None = None,
 ) -> Measured:
     """Reads and measures all ranks of the inputs, on `executor` instead of the options' own."""
     memory_gib = options.bounds.memory_gib
-    with MemoryGuard(int(memory_gib * bounded.GIB) if memory_gib else None), releasing():
-        return _measure(paths, options, progress, executor)
+    with (
+        remote.inputs(paths, remote.many_for(options.executor)) as local,
+        MemoryGuard(int(memory_gib * bounded.GIB) if memory_gib else None),
+        releasing(),
+    ):
+        return _measure(local, options, progress, executor)
 
 
 def _measure(
-    paths: Sequence[str],
+    paths: Sequence[str | RemoteFile],
     options: Options,
     progress: Progress | None,
     executor: Executor | None,
 ) -> Measured:
     skipped: list[sources.Skipped] = []
-    found = sources.find_inputs(paths, skipped)
-    kinds = [sniff.detect(path) for path in found]
+    elsewhere = [one for one in paths if isinstance(one, RemoteFile)]
+    texts = [one for one in paths if isinstance(one, str)]
+    files = sources.find_inputs(texts, skipped) if texts or not elsewhere else []
+    found: list[Path | RemoteFile] = [*files, *elsewhere]
+    kinds = [sniff.detect(path) for path in files]
     profilers = {"kineto" if kind == "kineto" else "nsys" for kind in kinds}
     if "result" in kinds:
-        name = display_name(found[kinds.index("result")])
+        name = display_name(files[kinds.index("result")])
         raise InputError(
             f"{name}: is an earlier result and a trace is needed: give the trace it was made from; "
             "render, compare and check take results"
         )
     if len(profilers) > 1:
-        raise InputError(
-            "the inputs mix Nsight Systems and PyTorch captures: give one profiler's at a time"
-        )
+        raise InputError(MIXED)
+    kinds += [ELSEWHERE] * len(elsewhere)
     sampled = [
         CaptureIssue(
             "input-skipped",
@@ -212,25 +165,31 @@ def _measure(
         for one in skipped
     ]
     if options.sample is not None:
+        # What is elsewhere has heads that tell groups where it is no export of nsys.
+        named = [
+            "kineto" if isinstance(one, RemoteFile) and ".json" in one.name.lower() else kind
+            for one, kind in zip(found, kinds, strict=True)
+        ]
         sample = sampling.choose(
-            found, kinds, options.sample, taxonomy.load(_path(options.taxonomy))
+            found, named, options.sample, taxonomy.load(_path(options.taxonomy))
         )
         if sample:
             sampled.append(CaptureIssue("sampled", Severity.WARNING, sample.message))
             found = [found[place] for place in sample.places]
             kinds = [kinds[place] for place in sample.places]
-    if executor or len(found) >= PARALLEL_INPUTS or options.executor == "dask":
+            files = [one for one in found if isinstance(one, Path)]
+    if executor or elsewhere or len(found) >= PARALLEL_INPUTS or options.executor == "dask":
         return _many(found, kinds, options, progress, sampled, executor)
-    sizes = [_size(path) for path in found]
+    sizes = [_size(path) for path in files]
     loaded: list[LoadedInput] = []
     measured: list[MeasuredRank] = []
-    for number, (path, kind) in enumerate(zip(found, kinds, strict=True), 1):
+    for number, (path, kind) in enumerate(zip(files, kinds, strict=True), 1):
         one = _load(path, kind, options)
         measured.extend(_measure_ranks(one, options))
         loaded.append(one)
         if progress:
             read = sum(sizes[:number])
-            progress(Advance(number, len(found), read, sum(sizes), one.info.name))
+            progress(Advance(number, len(files), read, sum(sizes), one.info.name))
     numbered, issues = _numbered([m.partial for m in measured])
     kept = tuple(
         replace(m, partial=partial)
@@ -248,8 +207,10 @@ def _measure(
     )
 
 
-def _size(path: Path) -> int:
+def _size(path: Path | RemoteFile) -> int:
     """Bytes of a file, or of the files in a folder; 0 where that can't be told."""
+    if isinstance(path, RemoteFile):
+        return path.size_bytes
     try:
         if path.is_dir():
             return sum(part.stat().st_size for part in path.iterdir())
@@ -295,34 +256,45 @@ def _measure_ranks(
 class Task:
     """One of many inputs, for a process that knows nothing else."""
 
-    path: Path
+    path: Path | RemoteFile
     kind: str
     options: Options
+    scratch: str | None = None
+    """Where a copy of a remote file may lie; None for the worker's temporary folder."""
 
 
-def work(task: Task) -> cache.Entry:
+def work(task: Task) -> entries.Entry:
     """One input read and measured, or taken from the cache: only numbers travel back."""
-    options = task.options
+    with bounded.using(task.options.bounds), remote.here(task.path, task.scratch) as path:
+        return _worked(path, _kind(path, task.kind), task.options)
+
+
+def _kind(path: Path, kind: str) -> str:
+    """The format of what was elsewhere, now that it is here."""
+    return sniff.detect(path) if kind == ELSEWHERE else kind
+
+
+def _worked(path: Path, kind: str, options: Options) -> entries.Entry:
     store = cache.Cache(Path(options.cache)) if options.cache else None
     key = ""
     if store:
         key = cache.key_of(
             "partial",
-            display_name(task.path),
-            _digest(task.path),
+            display_name(path),
+            digest(path),
             options.steps,
             options.step_pattern,
-            _digest(Path(options.taxonomy)) if options.taxonomy else None,
+            digest(Path(options.taxonomy)) if options.taxonomy else None,
         )
         kept = store.get(key)
-        entry = cache.decode(kept) if kept is not None else None
+        entry = entries.decode(kept) if kept is not None else None
         if entry is not None:
             return entry
-    one = _load(task.path, task.kind, options)
+    one = _load(path, kind, options)
     partials = tuple(_light(m.partial) for m in _measure_ranks(one, options, at_once=1))
-    entry = cache.Entry(one.info, one.issues, partials)
+    entry = entries.Entry(one.info, one.issues, partials)
     if store:
-        store.put(key, cache.encode(entry))
+        store.put(key, entries.encode(entry))
     return entry
 
 
@@ -337,12 +309,12 @@ def _executor(options: Options) -> Executor:
     if options.executor == "dask":
         if not options.scheduler:
             raise ConfigError("--executor dask: give its --scheduler, such as tcp://host:8786")
-        return DaskCluster(options.scheduler)
+        return DaskCluster(options.scheduler, options.timeout_s)
     return LocalProcesses(options.jobs or os.cpu_count() or 1, options.timeout_s)
 
 
 def _many(
-    found: Sequence[Path],
+    found: Sequence[Path | RemoteFile],
     kinds: Sequence[str],
     options: Options,
     progress: Progress | None,
@@ -350,12 +322,23 @@ def _many(
     executor: Executor | None = None,
 ) -> Measured:
     """Many inputs, each in a worker; a rank that can't be read is reported and the rest stands."""
-    tasks = [Task(path.absolute(), kind, options) for path, kind in zip(found, kinds, strict=True)]
     sizes = [_size(path) for path in found]
-    read: dict[int, cache.Entry] = {}
+    read: dict[int, entries.Entry] = {}
     failures: dict[int, str] = {}
     done = 0
-    with closing((executor or _executor(options)).run(work, tasks)) as outcomes:  # type: ignore[type-var]
+    with ExitStack() as stack:
+        scratch: str | None = None
+        if ELSEWHERE in kinds and options.executor == "local":
+            # Gone with this process's context: also what a killed worker left.
+            scratch = stack.enter_context(
+                tempfile.TemporaryDirectory(prefix="moe-advisor-", ignore_cleanup_errors=True)
+            )
+        tasks = [
+            Task(one.absolute() if isinstance(one, Path) else one, kind, options, scratch)
+            for one, kind in zip(found, kinds, strict=True)
+        ]
+        running = (executor or _executor(options)).run(work, tasks)
+        outcomes = stack.enter_context(closing(running))  # type: ignore[type-var]
         for number, outcome in outcomes:
             done += sizes[number]
             if isinstance(outcome, Failed):
@@ -365,24 +348,29 @@ def _many(
                 read[number] = outcome
             if progress:
                 count = len(read) + len(failures)
-                name = display_name(found[number])
+                name = _name(found[number])
                 progress(Advance(count, len(found), done, sum(sizes), name))
+    if options.cache:
+        cache.Cache(Path(options.cache)).trim()
     issues = [
         CaptureIssue("input-unreadable", Severity.ERROR, _naming(found[number], failures[number]))
         for number in sorted(failures)
     ]
     if not read:
         raise InputError(issues[0].message)
-    entries = dict(sorted(read.items()))
-    numbered, more_issues = _numbered([p for one in entries.values() for p in one.partials])
-    owners = [number for number, one in entries.items() for _ in one.partials]
-    places = [place for one in entries.values() for place in range(len(one.partials))]
+    if len({"kineto" if one.info.format == "kineto" else "nsys" for one in read.values()}) > 1:
+        raise InputError(MIXED)
+    by_input = dict(sorted(read.items()))
+    numbered, more_issues = _numbered([p for one in by_input.values() for p in one.partials])
+    owners = [number for number, one in by_input.items() for _ in one.partials]
+    places = [place for one in by_input.values() for place in range(len(one.partials))]
     rows = list(zip(numbered, owners, places, strict=True))
     partials = tuple(partial for partial in numbered if partial is not None)
     wanted = {partial.rank for partial in _model_group(partials, len(found))}
     kept: list[MeasuredRank] = []
     for owner in sorted({o for partial, o, _ in rows if partial and partial.rank in wanted}):
-        again = _measure_ranks(_load(found[owner], kinds[owner], options), options)
+        with remote.here(found[owner]) as path:
+            again = _measure_ranks(_load(path, _kind(path, kinds[owner]), options), options)
         kept += [
             replace(again[place], partial=partial)
             for partial, o, place in rows
@@ -390,17 +378,17 @@ def _many(
         ]
     shown = min(kept, key=lambda m: m.partial.rank, default=None)
     return Measured(
-        tuple(one.info for one in entries.values()),
+        tuple(one.info for one in by_input.values()),
         partials,
         tuple(kept),
         timeline(shown) if shown else None,
         (
             *sampled,
-            *(issue for one in entries.values() for issue in one.issues),
+            *(issue for one in by_input.values() for issue in one.issues),
             *issues,
             *more_issues,
         ),
-        tuple(found[number] for number in entries),
+        tuple(found[number] for number in by_input),
     )
 
 
@@ -413,15 +401,21 @@ def each_rank(measured: Measured, options: Options) -> Iterator[MeasuredRank]:
         yield from measured.kept
         return
     left = list(measured.partials)
-    for path in measured.paths:
-        for one in _measure_ranks(_load(path, sniff.detect(path), options), options):
+    for source in measured.paths:
+        with remote.here(source) as path:
+            ranks = _measure_ranks(_load(path, sniff.detect(path), options), options)
+        for one in ranks:
             # A rank given twice was left out of the partials: only the same steps are the same.
             if left and np.array_equal(left[0].window_start_ns, one.partial.window_start_ns):
                 yield replace(one, partial=left.pop(0))
 
 
-def _naming(path: Path, reason: str) -> str:
-    name = display_name(path)
+def _name(path: Path | RemoteFile) -> str:
+    return display_name(path.name)
+
+
+def _naming(path: Path | RemoteFile, reason: str) -> str:
+    name = _name(path)
     return reason if reason.startswith(name) else f"{name}: {reason}"
 
 

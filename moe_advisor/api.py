@@ -272,8 +272,9 @@ def analyze(
         timeout_s=timeout_s,
     )
     shown = TerminalLine() if progress is True else progress or None
-    with remote.local_copies(given) as local:
-        earlier = analysis.earlier_result(sources.find_inputs(local))
+    with remote.inputs(given, remote.many_for(executor)) as local:
+        texts = [one for one in local if isinstance(one, str)]
+        earlier = analysis.earlier_result(sources.find_inputs(texts)) if texts else None
         if earlier is not None:
             return Analysis(earlier)
         measured = analysis.measure(local, options, shown)

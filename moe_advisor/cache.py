@@ -9,35 +9,35 @@ longest goes first.
 import contextlib
 import hashlib
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
-
-import msgspec
-import numpy as np
 
 from moe_advisor import __version__
-from moe_advisor.measure.partial import RankPartial
-from moe_advisor.model import CaptureIssue, InputInfo
 
 LIMIT_BYTES = 4 << 30
 """Partials of 1,024 small ranks take about 100 MB: room for many runs."""
 
+EXPORTS_BYTES = 16 << 30
+"""For the exports of nsys reports: ten million kernels take 2.7 GB."""
+
+STALE_S = 86_400.0
+"""No analysis lasts a day: what is older and half-written belongs to none."""
+
 _SUFFIX = ".moe-cache"
+_PART = ".new-"
 _DIGEST_BYTES = 32
-_READ_BYTES = 1 << 20
+_READ_BYTES = 4 << 20  # long enough that other threads seldom make a digest wait
+_PIECE_BYTES = 64 << 20
+_READERS = 4
+"""Pieces of a file that are read at once: what a disk and SHA-256 on so many cores keep up with."""
+
 _CODE = (".py", ".yaml", ".json")
 _ROOM_AFTER = 0.8  # evict down to this share of the limit, so that not every write evicts
-
-
-class Entry(msgspec.Struct, frozen=True):
-    """What one input gives: its description, what was found wrong, and its ranks' partials."""
-
-    info: InputInfo
-    issues: tuple[CaptureIssue, ...]
-    partials: tuple[RankPartial, ...]
 
 
 def content_digest(path: Path) -> str:
@@ -52,8 +52,25 @@ def content_digest(path: Path) -> str:
 
 
 def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a file's bytes; of a large file, of the digests of its pieces."""
+    starts = range(0, path.stat().st_size, _PIECE_BYTES)
+    if len(starts) < 2:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    with ThreadPoolExecutor(min(_READERS, os.cpu_count() or 1)) as pool:
+        pieces = pool.map(lambda start: _piece_digest(path, start), starts)
+        return hashlib.sha256(b"".join(pieces)).hexdigest()
+
+
+def _piece_digest(path: Path, start: int) -> bytes:
+    digest, left = hashlib.sha256(), _PIECE_BYTES
+    buffer = memoryview(bytearray(_READ_BYTES))
+    with path.open("rb", buffering=0) as file:
+        file.seek(start)
+        while left and (got := file.readinto(buffer[:left])):
+            digest.update(buffer[:got])
+            left -= got
+    return digest.digest()
 
 
 def key_of(*parts: str | None) -> str:
@@ -79,8 +96,13 @@ def _code_digest() -> str:
 class Cache:
     """Entries in `folder`, which is made when the first one is written."""
 
-    def __init__(self, folder: Path, limit_bytes: int = LIMIT_BYTES) -> None:
-        self._folder, self._limit_bytes = folder, limit_bytes
+    def __init__(
+        self,
+        folder: Path,
+        limit_bytes: int = LIMIT_BYTES,
+        exports_bytes: int = EXPORTS_BYTES,
+    ) -> None:
+        self._folder, self._limit_bytes, self._exports_bytes = folder, limit_bytes, exports_bytes
 
     def get(self, key: str) -> bytes | None:
         """The bytes kept under `key`; None where there are none, or they are damaged."""
@@ -98,7 +120,7 @@ class Cache:
         path = self._path(key)
         with contextlib.suppress(OSError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=_PART, delete=False) as file:
                 try:
                     file.write(hashlib.sha256(body).digest() + body)
                     file.close()
@@ -108,24 +130,57 @@ class Cache:
                     raise
 
     def trim(self) -> None:
-        """Removes what was not used for longest until the folder is below its limit."""
-        found: list[tuple[float, int, str]] = []
-        for entry in _entries(self._folder):
-            with contextlib.suppress(OSError):  # another program may have removed it
-                status = entry.stat()
-                found.append((status.st_mtime, status.st_size, entry.path))
-        total = sum(size for _, size, _ in found)
-        if total <= self._limit_bytes:
-            return
-        for _, size, path in sorted(found):
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-            total -= size
-            if total <= self._limit_bytes * _ROOM_AFTER:
-                return
+        """Removes what was not used for longest until the folder is below its limits.
+
+        What a program that was killed left half-written goes after a day.
+        """
+        _trim(_entries(self._folder), self._limit_bytes)
+        _trim(_exports(self._folder), self._exports_bytes)
+        _sweep(self._folder)
 
     def _path(self, key: str) -> Path:
         return self._folder / key[:2] / (key + _SUFFIX)
+
+
+def _trim(entries: Iterable["os.DirEntry[str]"], limit_bytes: int) -> None:
+    found: list[tuple[float, int, str]] = []
+    for entry in entries:
+        with contextlib.suppress(OSError):  # another program may have removed it
+            status = entry.stat()
+            found.append((status.st_mtime, status.st_size, entry.path))
+    total = sum(size for _, size, _ in found)
+    if total <= limit_bytes:
+        return
+    for _, size, path in sorted(found):
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        total -= size
+        if total <= limit_bytes * _ROOM_AFTER:
+            return
+
+
+def _exports(folder: Path) -> Iterable["os.DirEntry[str]"]:
+    from moe_advisor.ingest import nsys_report  # with polars: a look-up needs neither
+
+    begin, end = nsys_report.CACHED
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        yield from (e for e in entries if e.name.startswith(begin) and e.name.endswith(end))
+
+
+def _sweep(folder: Path) -> None:
+    """Removes half-written entries and exports of programs that were killed."""
+    from moe_advisor.ingest import nsys_report
+
+    old = time.time() - STALE_S
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):
+                if entry.name.startswith(nsys_report.TEMPORARY) and entry.stat().st_mtime < old:
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                elif len(entry.name) == 2 and entry.is_dir(follow_symlinks=False):
+                    for part in Path(entry.path).glob(f"{_PART}*"):
+                        if part.stat().st_mtime < old:
+                            part.unlink()
 
 
 def _entries(folder: Path) -> Iterable["os.DirEntry[str]"]:
@@ -134,35 +189,3 @@ def _entries(folder: Path) -> Iterable["os.DirEntry[str]"]:
             if len(shelf.name) == 2 and shelf.is_dir(follow_symlinks=False):
                 with contextlib.suppress(OSError), os.scandir(shelf.path) as entries:
                     yield from (entry for entry in entries if entry.name.endswith(_SUFFIX))
-
-
-# ---------------------------------------------------------------------------------- as bytes
-
-
-def encode(entry: Entry) -> bytes:
-    """An entry as bytes: plain data, never code, since a cache folder may be shared."""
-    return msgspec.msgpack.encode(entry, enc_hook=_plain)
-
-
-def decode(data: bytes) -> Entry | None:
-    """The entry in `data`; None if it is none."""
-    try:
-        return msgspec.msgpack.decode(data, type=Entry, dec_hook=_from_plain)
-    except (msgspec.DecodeError, ValueError, TypeError):
-        return None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        return [value.dtype.str, value.tobytes()]
-    if isinstance(value, np.generic):
-        return value.item()
-    raise TypeError(f"{type(value).__name__} can't be cached")
-
-
-def _from_plain(kind: Any, value: Any) -> Any:
-    dtype = np.dtype(value[0])
-    if dtype.kind not in "iufb":
-        raise ValueError(f"unexpected numbers {dtype}")
-    del kind
-    return np.frombuffer(value[1], dtype).copy()

@@ -9,6 +9,7 @@ import contextlib
 import os
 import signal
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -131,7 +132,7 @@ class LocalProcesses:
                     if worker.task is not None:
                         _stop([worker])
                         workers.remove(worker)
-                        yield worker.task, Failed(f"took longer than {self._timeout_s:g} s")
+                        yield worker.task, Failed(_too_long(self._timeout_s or 0.0))
         finally:
             _stop(workers)
 
@@ -229,6 +230,21 @@ def guarded(work: Callable[[T], R], task: T) -> R | Failed:
         return Failed(f"internal error {type(error).__name__}: please report it")
 
 
+def timed(work: Callable[[T], R], task: T, timeout_s: float | None) -> R | Failed:
+    """As `guarded`; given up after `timeout_s`."""
+    if timeout_s is None:
+        return guarded(work, task)
+    found: list[R | Failed] = []
+    thread = threading.Thread(target=lambda: found.append(guarded(work, task)), daemon=True)
+    thread.start()
+    thread.join(timeout_s)
+    return found[0] if found else Failed(_too_long(timeout_s))
+
+
+def _too_long(timeout_s: float) -> str:
+    return f"took longer than {timeout_s:g} s"
+
+
 _OPTION = "\0option\0"
 """Marks a failure that no other task escapes: the options are wrong, not the input."""
 
@@ -269,10 +285,14 @@ def _stop(workers: Sequence[_Worker[Any]]) -> None:
 
 
 class DaskCluster:
-    """An existing Dask cluster whose workers see the same files and have the same moe-advisor."""
+    """An existing Dask cluster whose workers see the same files and have the same moe-advisor.
 
-    def __init__(self, scheduler: str) -> None:
+    `timeout_s` limits one task; its thread on the worker can't be ended and goes on unheard.
+    """
+
+    def __init__(self, scheduler: str, timeout_s: float | None = None) -> None:
         self._scheduler = scheduler
+        self._timeout_s = timeout_s
 
     def run(self, work: Callable[[T], R], tasks: Sequence[T]) -> Iterator[tuple[int, R | Failed]]:
         """See `Executor.run`. Raises ConfigError where the cluster can't be used."""
@@ -293,7 +313,9 @@ class DaskCluster:
         try:
             _check_workers(client)
             for number, task in enumerate(tasks):
-                future = client.submit(guarded, work, task, pure=False, retries=TRIES - 1)
+                future = client.submit(
+                    timed, work, task, self._timeout_s, pure=False, retries=TRIES - 1
+                )
                 futures[future] = number
             for future in distributed.as_completed(list(futures), loop=client.loop):
                 number = futures.pop(future)

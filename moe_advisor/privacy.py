@@ -13,9 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
-from moe_advisor.model import Device
-
 if TYPE_CHECKING:
+    from moe_advisor.model import Device
     from moe_advisor.table_source import TableSource
 
 DISPLAY_NAME_LIMIT = 120
@@ -376,8 +375,9 @@ def _session_start(source: "TableSource", export: Mapping[str, str]) -> int | No
     return int(starts[0]) - int(shift)
 
 
-def nsys_devices(source: "TableSource") -> Callable[[int, int], Device]:
+def nsys_devices(source: "TableSource") -> "Callable[[int, int], Device]":
     """A function from (pid, CUDA ordinal in that process) to the GPU's allow-listed properties."""
+    from moe_advisor.model import Device
     from moe_advisor.table_source import Column
 
     gpus = {
@@ -413,7 +413,9 @@ def nsys_devices(source: "TableSource") -> Callable[[int, int], Device]:
     return device
 
 
-def _device(gpu: Mapping[str, int | str]) -> Device:
+def _device(gpu: Mapping[str, int | str]) -> "Device":
+    from moe_advisor.model import Device
+
     def positive(key: str) -> int | None:
         return int(gpu[key]) if int(gpu[key]) > 0 else None
 

@@ -1,20 +1,34 @@
 """Which few of many ranks stand for all: whole expert-parallel groups, spread evenly."""
 
-import gzip
 import json
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import IO, Any, Literal, Protocol
 
+from moe_advisor.errors import InputError
 from moe_advisor.roles.taxonomy import Taxonomy
 
 HEAD_BYTES = 4 << 20
 """Kineto writes the process groups before the events; at 16,384 ranks they take about 1 MB."""
 
+HEADS_AT_ONCE = 8
+"""Files elsewhere answer after tens of milliseconds each."""
+
 _GZIP = b"\x1f\x8b"
 _FIELD = '"distributedInfo":'
+_EVENTS = b'"traceEvents"'
+_READ_BYTES = 1 << 16
+_UNPACKED = 16 + zlib.MAX_WBITS  # gzip
+
+
+class Source(Protocol):
+    """A file here or elsewhere."""
+
+    def open(self, mode: Literal["rb"], /) -> AbstractContextManager[IO[bytes]]:
+        """Its bytes, read as they are asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +40,7 @@ class Sample:
 
 
 def choose(
-    found: Sequence[Path], kinds: Sequence[str], wanted: int, taxonomy: Taxonomy
+    found: Sequence[Source], kinds: Sequence[str], wanted: int, taxonomy: Taxonomy
 ) -> Sample | None:
     """At most `wanted` (at least 1) of the inputs; None where that is all of them.
 
@@ -36,10 +50,14 @@ def choose(
     if wanted >= len(found):
         return None
     groups: dict[tuple[int, ...], list[int]] = {}
-    for place, (path, kind) in enumerate(zip(found, kinds, strict=True)):
-        ranks = expert_group(path, taxonomy) if kind == "kineto" else None
-        if ranks:
-            groups.setdefault(ranks, []).append(place)
+
+    def group(pair: tuple[Source, str]) -> tuple[int, ...] | None:
+        return expert_group(pair[0], taxonomy) if pair[1] == "kineto" else None
+
+    with ThreadPoolExecutor(HEADS_AT_ONCE) as pool:
+        for place, ranks in enumerate(pool.map(group, zip(found, kinds, strict=True))):
+            if ranks:
+                groups.setdefault(ranks, []).append(place)
     whole = [
         places
         for ranks, places in sorted(groups.items())
@@ -70,7 +88,7 @@ def _spread(total: int, wanted: int) -> list[int]:
     return sorted({round(i * (total - 1) / (wanted - 1)) for i in range(wanted)})
 
 
-def expert_group(path: Path, taxonomy: Taxonomy) -> tuple[int, ...] | None:
+def expert_group(path: Source, taxonomy: Taxonomy) -> tuple[int, ...] | None:
     """The ranks of the expert-parallel group of a Kineto trace's rank, as its head lists them."""
     told = _distributed_info(path)
     rank, groups = told.get("rank"), told.get("pg_config")
@@ -87,13 +105,31 @@ def expert_group(path: Path, taxonomy: Taxonomy) -> tuple[int, ...] | None:
     return None
 
 
-def _distributed_info(path: Path) -> dict[str, Any]:
+def _head(file: IO[bytes]) -> bytes:
+    """The plain text up to the events, `HEAD_BYTES` at most; the file need not allow seeks."""
+    found = bytearray()
+    unpack = zlib.decompressobj(_UNPACKED)
+    packed = None
+    while len(found) < HEAD_BYTES and (data := file.read(_READ_BYTES)):
+        if packed is None:
+            packed = data.startswith(_GZIP)
+        while packed and data:
+            found += unpack.decompress(data, HEAD_BYTES)
+            data = unpack.unused_data
+            if unpack.eof:
+                unpack = zlib.decompressobj(_UNPACKED)
+        if not packed:
+            found += data
+        if _FIELD.encode() in found and _EVENTS in found:
+            break
+    return bytes(found)
+
+
+def _distributed_info(path: Source) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
-            packed = file.read(2) == _GZIP
-        with gzip.open(path) if packed else path.open("rb") as file:
-            head = file.read(HEAD_BYTES).decode("utf-8", "replace")
-    except (OSError, EOFError, zlib.error):
+            head = _head(file).decode("utf-8", "replace")
+    except (OSError, zlib.error, InputError):
         return {}
     at = head.find(_FIELD)
     if at < 0:

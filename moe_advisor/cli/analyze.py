@@ -1,10 +1,14 @@
 """`moe-advisor analyze`: the main job."""
 
+import threading
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from moe_advisor.cli.loading import refuse_trace_options
+from moe_advisor.cli.loading import inputs_here, refuse_trace_options
 from moe_advisor.cli.outputs import (
     bound_options,
     output_options,
@@ -13,6 +17,12 @@ from moe_advisor.cli.outputs import (
     show_summary,
     write_outputs,
 )
+
+if TYPE_CHECKING:
+    from moe_advisor.options import Options
+    from moe_advisor.progress import Progress
+    from moe_advisor.remote import RemoteFile
+    from moe_advisor.result import Result
 
 
 @click.command(
@@ -118,16 +128,18 @@ def analyze(
     """
     from moe_advisor import allocator
 
+    allocator.collect_rarely()
     allocator.use_one_arena()  # before the imports below, whose threads take heaps of their own
-    from moe_advisor import analysis, remote
+    allocator.collect_rarely()  # and those make many objects, none of them garbage
+    from moe_advisor import finished, remote
     from moe_advisor.cli.gate import check_gates, parse_gates
-    from moe_advisor.ingest import sources
+    from moe_advisor.options import Options
     from moe_advisor.output.writer import TRACE_KINDS
+    from moe_advisor.privacy import display_name
     from moe_advisor.progress import TerminalLine
 
-    allocator.collect_rarely()
     parse_gates(fail_on)
-    options = analysis.Options(
+    options = Options(
         steps=steps,
         step_pattern=step_pattern,
         taxonomy=taxonomy,
@@ -144,21 +156,26 @@ def analyze(
         timeout_s=timeout_s,
         max_expansion=max_expansion,
     )
-    with remote.local_copies(paths) as local:
-        inputs = sources.find_inputs(local)
+    progress = None if quiet else TerminalLine()
+    with remote.inputs(paths, remote.many_for(executor)) as local, progress or nullcontext():
+        inputs = inputs_here(local)
         planned = plan_outputs(formats, inputs, folder, force)
-        progress = None if quiet else TerminalLine()
-        earlier = analysis.earlier_result(inputs)
+        if any(output.kind == "html" for output in planned):
+            threading.Thread(target=_prepare_report, name="templates", daemon=True).start()
+        earlier = finished.earlier_result(inputs)
         if progress and earlier is None:
-            progress.begin([path.stat().st_size for path in inputs if path.is_file()])
+            files = [path for path in inputs if path.is_file()]
+            shown = display_name(files[0]) if len(files) == 1 else f"{len(files)} inputs"
+            progress.begin([path.stat().st_size for path in files], shown)
         if earlier is not None:
             refuse_from_result(planned, inputs[0].name)
             refuse_trace_options(inputs[0].name)
             result = earlier
             written = write_outputs(result, planned, force)
         elif any(output.kind in TRACE_KINDS for output in planned):
-            from moe_advisor import exports
+            from moe_advisor import analysis, exports
 
+            allocator.collect_rarely()
             measured = analysis.measure(local, options, progress)
             result = analysis.result_of(measured, options)
             written = write_outputs(
@@ -168,8 +185,25 @@ def analyze(
                 lambda kind: exports.writer_of(kind, measured, options, result),
             )
         else:
-            result = analysis.analyze(local, options, progress)
+            result = finished.kept_or(local, options, lambda: _analyzed(local, options, progress))
             written = write_outputs(result, planned, force)
     if not quiet and not any(output.path is None for output in planned):
         show_summary(result, written, color)
     check_gates(result, fail_on)
+
+
+def _analyzed(
+    inputs: "Sequence[str | RemoteFile]", options: "Options", progress: "Progress | None"
+) -> "Result":
+    from moe_advisor import allocator, analysis
+
+    allocator.collect_rarely()
+    return analysis.result_of(analysis.measure(inputs, options, progress), options)
+
+
+def _prepare_report() -> None:
+    """What a report needs of its templates; where it fails, rendering fails and says why."""
+    with suppress(Exception):
+        from moe_advisor.output import html
+
+        html.prepare()

@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from moe_advisor.cli.loading import analysis_options, options_of, refuse_trace_options
+from moe_advisor.cli.loading import (
+    analysis_options,
+    inputs_here,
+    options_of,
+    refuse_trace_options,
+)
 from moe_advisor.cli.outputs import redacted
 from moe_advisor.cli.reports import append_step_summary, gate_output_options, plan, write
 
@@ -64,25 +69,25 @@ def check(
 
     PATH is a trace, a folder of ranks, a glob or an earlier result.json.
     """
-    from moe_advisor import analysis
+    from moe_advisor import analysis, finished, remote
     from moe_advisor.budgets import judge
     from moe_advisor.budgets import load as files
     from moe_advisor.errors import GateFailed
-    from moe_advisor.ingest import sources
     from moe_advisor.output import budget_report, writer
 
     limits = files.load(Path(budgets) if budgets else files.find(Path()))
     judge.validate(limits)  # before the traces are read: a slip costs a second, not a minute
     planned = plan(formats, folder, FILES)
     options = options_of(given)
-    inputs = sources.find_inputs(paths)
-    writer.refuse(planned, inputs, force=force)
-    earlier = analysis.earlier_result(inputs)
-    if earlier is not None:
-        refuse_trace_options(inputs[0].name)
-    else:
-        judge.validate(limits, rules=_rules(limits, options), keys=_keys(options))
-    result = redacted(earlier or analysis.analyze(paths, options))
+    with remote.inputs(paths) as local:
+        inputs = inputs_here(local)
+        writer.refuse(planned, inputs, force=force)
+        earlier = finished.earlier_result(inputs)
+        if earlier is not None:
+            refuse_trace_options(inputs[0].name)
+        else:
+            judge.validate(limits, rules=_rules(limits, options), keys=_keys(options))
+        result = redacted(earlier or analysis.analyze(local, options))
     judged = judge.judge(limits, result)
     write(planned, lambda kind: _render(kind, judged, result), force)
     append_step_summary(lambda: budget_report.markdown(judged))

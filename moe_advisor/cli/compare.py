@@ -1,5 +1,7 @@
 """`moe-advisor compare`: two runs, with a verdict that knows noise."""
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ from moe_advisor.cli.reports import (
 
 if TYPE_CHECKING:
     from moe_advisor.compare.model import Comparison
+    from moe_advisor.remote import RemoteFile
     from moe_advisor.result import Result
 
 FILES = {"html": "compare.html", "json": "compare.json", "markdown": "compare.md"}
@@ -99,18 +102,19 @@ def compare(
     if baseline:
         inputs.append(Path(baseline.rpartition(":")[0]))
     writer.refuse(planned, inputs, force=force)
-    runs = [sides.runs_of(path) for path in paths]
-    given_runs = [Path(run) for side in runs for run in side]
-    if all(map(sides.is_result, given_runs)):
-        refuse_trace_options(given_runs[-1].name)
-    new = [load([run], options) for run in runs[-1]]
-    new_name = sides.name_of(paths[-1])
+    with ExitStack() as stack:
+        runs = [_runs(path, stack) for path in paths]
+        given_runs = [one for side in runs for run in side for one in run]
+        if all(isinstance(one, str) and sides.is_result(Path(one)) for one in given_runs):
+            refuse_trace_options(Path(str(given_runs[-1])).name)
+        new = [load(run, options) for run in runs[-1]]
+        old = [] if baseline else [load(run, options) for run in runs[0]]
+    new_name = _name(paths[-1])
     if baseline:
         base = _baseline(baseline, new, allow, new_name)
         base_name = baseline.rpartition(":")[2]
     else:
-        base = [load([run], options) for run in runs[0]]
-        base_name = sides.name_of(paths[0])
+        base, base_name = old, _name(paths[0])
         if base_name == new_name:
             base_name, new_name = f"{base_name} (base)", f"{new_name} (new)"
     if redacting():
@@ -123,6 +127,25 @@ def compare(
         click.echo(compare_text.text(comparison), nl=False)
     if gate:
         _gate(comparison, metrics or ("step_ms",), if_cant_tell == "fail")
+
+
+def _runs(path: str, stack: ExitStack) -> "list[Sequence[str | RemoteFile]]":
+    """The runs that a side names, each by its inputs; copies of remote ones go with `stack`."""
+    from moe_advisor import remote
+    from moe_advisor.compare import sides
+
+    local = stack.enter_context(remote.inputs([path], repeats=True))
+    if len(local) == 1 and isinstance(local[0], str):
+        return [[run] for run in sides.runs_of(local[0])]
+    return [local]
+
+
+def _name(path: str) -> str:
+    """A short name for a side."""
+    from moe_advisor import remote
+    from moe_advisor.compare import sides
+
+    return sides.name_of(remote.name_of(path) if remote.is_remote(path) else path)
 
 
 def _baseline(

@@ -153,7 +153,9 @@ def _dependencies() -> Iterator[Check]:
 
 PURPOSES = {
     "dask": "--executor dask",
-    "remote": "s3://, gs:// and https:// inputs",
+    "remote": "https:// inputs",
+    "s3": "s3:// inputs",
+    "gs": "gs:// inputs",
     "test": "the project's own tests",
     "docs": "the documentation site",
     "recipe": "the nsys recipe",

@@ -60,6 +60,7 @@ def add(
 
     Several jobs may add at once. The same result with the same commit and labels adds once.
     """
+    from moe_advisor import remote
     from moe_advisor.compare.sides import is_result
     from moe_advisor.errors import ConfigError
     from moe_advisor.history import store
@@ -70,9 +71,11 @@ def add(
         if not (sep and key and value):
             raise ConfigError(f"--label {label[:80]!r}: write KEY=VALUE")
         pairs[key] = value
-    if len(paths) == 1 and is_result(Path(paths[0])):
-        refuse_trace_options(Path(paths[0]).name)
-    result = redacted(load(paths, options_of(given)))
+    with remote.inputs(paths) as local:
+        first = local[0]
+        if len(local) == 1 and isinstance(first, str) and is_result(Path(first)):
+            refuse_trace_options(Path(first).name)
+        result = redacted(load(local, options_of(given)))
     number, new = store.add(
         db, result, branch=branch, commit=commit, labels=pairs, timeout_s=timeout_s
     )

@@ -1,6 +1,7 @@
 """What the verbs that take a trace or a result share: the options and the reading."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -9,7 +10,8 @@ from click.core import ParameterSource
 from moe_advisor.cli.outputs import bound_options, redact_option
 
 if TYPE_CHECKING:
-    from moe_advisor.analysis import Options
+    from moe_advisor.options import Options
+    from moe_advisor.remote import RemoteFile
     from moe_advisor.result import Result
 
 
@@ -37,7 +39,7 @@ def analysis_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 def options_of(given: dict[str, Any]) -> "Options":
     """The analysis options among the parameters of a verb that has `analysis_options`."""
-    from moe_advisor.analysis import Options
+    from moe_advisor.options import Options
 
     return Options(
         steps=given["steps"],
@@ -50,16 +52,28 @@ def options_of(given: dict[str, Any]) -> "Options":
     )
 
 
-def load(paths: Sequence[str], options: "Options") -> "Result":
+def inputs_here(paths: "Sequence[str | RemoteFile]") -> list[Path]:
+    """The inputs that `paths` mean, without those elsewhere that are copied when they are read."""
+    from moe_advisor.ingest import sources
+
+    texts = [one for one in paths if isinstance(one, str)]
+    return sources.find_inputs(texts) if texts or not paths else []
+
+
+def load(paths: "Sequence[str | RemoteFile]", options: "Options") -> "Result":
     """The result that the paths mean: an earlier one, or that of analysing the traces.
 
     With its names: the caller redacts what it shows or keeps.
     """
-    from moe_advisor import analysis
-    from moe_advisor.ingest import sources
+    from moe_advisor import finished, remote
 
-    inputs = sources.find_inputs(paths)
-    return analysis.earlier_result(inputs) or analysis.analyze(paths, options)
+    with remote.inputs(paths) as local:
+        earlier = finished.earlier_result(inputs_here(local))
+        if earlier is not None:
+            return earlier
+        from moe_advisor import analysis
+
+        return analysis.analyze(local, options)
 
 
 NEEDS_TRACE = ("config", "log", "values", "steps", "step_pattern", "taxonomy", "rules")

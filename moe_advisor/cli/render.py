@@ -31,16 +31,19 @@ def render(
     color: str,
 ) -> None:
     """Write any format again from RESULT, a result.json, byte for byte."""
-    from moe_advisor import analysis
+    from moe_advisor import finished, remote
     from moe_advisor.errors import InputError
     from moe_advisor.ingest import sources
 
-    inputs = sources.find_inputs([path])
-    result = analysis.earlier_result(inputs)
-    if result is None:
-        raise InputError(f"{inputs[0].name}: not a result: give the .moe.json that analyze wrote")
-    wanted = formats or [("html", None)]
-    planned = plan_outputs(wanted, inputs, folder, force)
+    with remote.local_copies([path]) as local:
+        inputs = sources.find_inputs(local)
+        result = finished.earlier_result(inputs)
+        if result is None:
+            raise InputError(
+                f"{inputs[0].name}: not a result: give the .moe.json that analyze wrote"
+            )
+        wanted = formats or [("html", None)]
+        planned = plan_outputs(wanted, inputs, folder, force)
     refuse_from_result(planned, inputs[0].name)
     written = write_outputs(result, planned, force)
     if not quiet and not any(output.path is None for output in planned):

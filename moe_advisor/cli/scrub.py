@@ -15,7 +15,7 @@ examples:
   moe-advisor scrub rank0.json.gz shared.rank0.json.gz --json
 """
 )
-@click.argument("source", metavar="IN", type=click.Path(path_type=Path))
+@click.argument("source", metavar="IN", type=click.Path())
 @click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Say as JSON what was removed.")
 @click.option("--force", is_flag=True, help="Replace OUT if it exists.")
@@ -26,21 +26,24 @@ examples:
     help="Allow an input that decompresses by more than this ratio (200).",
 )
 @bound_options
-def scrub(
-    source: Path, target: Path, as_json: bool, force: bool, max_expansion: int | None
-) -> None:
+def scrub(source: str, target: Path, as_json: bool, force: bool, max_expansion: int | None) -> None:
     """Write a copy of IN, a PyTorch or Nsight SQLite trace, that is safe to share.
 
     Hosts, users, paths, environment, commands, unknown tables and fields are left out; times, names
     of kernels, ranges and process groups stay, so that an analysis gives the same.
     """
+    from moe_advisor import remote
+    from moe_advisor.errors import InputError
     from moe_advisor.ingest.json_stream import DEFAULT_LIMITS, StreamLimits
     from moe_advisor.ingest.sources import find_inputs
     from moe_advisor.scrub import scrub as write
 
     limits = StreamLimits(max_ratio=max_expansion) if max_expansion else DEFAULT_LIMITS
-    (path,) = find_inputs([str(source)]) if not source.is_dir() else (source,)
-    report = write(path, target, force=force, limits=limits)
+    with remote.local_copies([source]) as local:
+        found = [Path(one) for one in local if Path(one).is_dir()] or find_inputs(local)
+        if len(found) != 1:
+            raise InputError(f"{remote.shown(source)}: {len(found)} files: give one trace")
+        report = write(found[0], target, force=force, limits=limits)
     if as_json:
         document = {
             "format": report.format,

@@ -7,9 +7,7 @@ decoded is handed piece by piece to a rescue function, so that one bad event cos
 
 import codecs
 import json
-import queue
 import re
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -24,7 +22,6 @@ from moe_advisor.privacy import display_name
 
 CHUNK_BYTES = 1 << 20  # larger chunks gain no speed, smaller ones lose it at the cuts
 READ_BYTES = 1 << 17  # compressed bytes per read: about one chunk once unpacked
-QUEUE_CHUNKS = 4  # chunks unpacked ahead of the decoder; more only costs memory
 TAIL_LIMIT_BYTES = 64 << 20  # metadata after the events: 16k ranks' groups stay far below
 CUT_TRIES = 12  # cuts tried per chunk before reading on; a cut fails only inside nested objects
 HEAD_TRIES = 8  # places tried as the list of events; other keys of that name are rare
@@ -164,41 +161,6 @@ def _as_utf8(chunks: Iterator[bytes]) -> Iterator[bytes]:
         yield decoder.decode(chunk).encode("utf-8", "replace")
 
 
-def _read_ahead(chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """`chunks`, produced by a thread of its own; its errors come out here."""
-    ready: queue.Queue[bytes | BaseException | None] = queue.Queue(QUEUE_CHUNKS)
-    stop = threading.Event()
-
-    def put(item: bytes | BaseException | None) -> None:
-        while not stop.is_set():
-            try:
-                ready.put(item, timeout=0.1)
-            except queue.Full:
-                continue
-            return
-
-    def work() -> None:
-        try:
-            for chunk in chunks:
-                put(chunk)
-                if stop.is_set():
-                    return
-            put(None)
-        except BaseException as error:
-            put(error)
-
-    thread = threading.Thread(target=work, name="gunzip", daemon=True)
-    thread.start()
-    try:
-        while (item := ready.get()) is not None:
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stop.set()
-        thread.join()
-
-
 def head_chunks(path: Path, *, packed: bool) -> Iterator[bytes]:
     """The beginning of a file as UTF-8, unpacked if `packed`; ends quietly where data is cut."""
     with path.open("rb") as stream:
@@ -253,7 +215,7 @@ class EventReader(Generic[E]):
         stream.seek(0)
         try:
             if head == GZIP_MAGIC:
-                yield from _as_utf8(_read_ahead(_gunzip(stream, self._name, self._limits)))
+                yield from _as_utf8(_gunzip(stream, self._name, self._limits))
             else:
                 yield from _as_utf8(_plain(stream))
         except _CutError:

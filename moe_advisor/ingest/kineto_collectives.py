@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
-from moe_advisor.ingest.kineto_events import Args, CommsCall, integer, integers, text_of
+from moe_advisor.ingest.kineto_columns import CommsCall
+from moe_advisor.ingest.kineto_events import FullArgs, integer, integers, text_of
 from moe_advisor.model import NONE, CollectiveKind
 
 _KINDS = (
@@ -57,6 +58,16 @@ def nccl_kernel_kind(name: str) -> CollectiveKind:
     return CollectiveKind.UNKNOWN if kind == CollectiveKind.SEND_RECV else kind
 
 
+def is_nccl_kernel(name: str) -> bool:
+    """Whether a kernel belongs to NCCL's collectives.
+
+    Kernels of its expert-parallel library are no collectives of a process group: their names tell
+    what they do.
+    """
+    lower = name.lower()
+    return "nccl" in lower and "nccl_ep" not in lower
+
+
 def element_bytes(dtype: str) -> int:
     """Size of one element of a c10 type; NONE where unknown."""
     name = dtype.lower().removeprefix("c10::").removeprefix("torch.")
@@ -92,14 +103,14 @@ class GroupRanks:
     rank: int | None = None  # the global rank this trace is of
 
 
-def _ranks_text(args: Args) -> str:
+def _ranks_text(args: FullArgs) -> str:
     value = args.group_ranks
     if isinstance(value, list):
         return str([integer(item) for item in value])
     return text_of(value).strip()
 
 
-def members(args: Args, groups: GroupRanks) -> tuple[int, ...]:
+def members(args: FullArgs, groups: GroupRanks) -> tuple[int, ...]:
     """Global ranks of the group, in group order; empty where the trace shortens the list."""
     listed = integers(args.group_ranks)
     if listed:
@@ -115,7 +126,7 @@ def members(args: Args, groups: GroupRanks) -> tuple[int, ...]:
     return ()
 
 
-def group_key(args: Args, groups: GroupRanks) -> str:
+def group_key(args: FullArgs, groups: GroupRanks) -> str:
     """A name for the communicator that is the same on all its ranks."""
     name, ranks = text_of(args.group), _ranks_text(args)
     if ranks in ("", "[]"):
@@ -129,7 +140,7 @@ def _bytes(elements: object, older: object, size: int) -> int:
     return count * size if count >= 0 and size > 0 and count < 2**58 else NONE
 
 
-def from_args(args: Args, groups: GroupRanks) -> Collective:
+def from_args(args: FullArgs, groups: GroupRanks) -> Collective:
     """The collective that `args` of a kernel or of `record_param_comms` describes."""
     name = text_of(args.collective)
     kind = collective_kind(name)
@@ -164,7 +175,7 @@ def from_args(args: Args, groups: GroupRanks) -> Collective:
     )
 
 
-def is_p2p(args: Args) -> bool:
+def is_p2p(args: FullArgs) -> bool:
     """Whether the call is a send or receive: its `Rank` is then the peer's, not its own."""
     return collective_kind(text_of(args.collective)) == CollectiveKind.SEND_RECV
 
@@ -174,14 +185,14 @@ def _peer(value: object) -> tuple[int, ...]:
     return (place,) if place >= 0 else ()
 
 
-def own_place(args: Args, groups: GroupRanks) -> int:
+def own_place(args: FullArgs, groups: GroupRanks) -> int:
     """The rank of this trace within the group; NONE where the trace does not say."""
     ranks = members(args, groups)
     return ranks.index(groups.rank) if groups.rank is not None and groups.rank in ranks else NONE
 
 
 def _own_share(
-    args: Args,
+    args: FullArgs,
     kind: CollectiveKind,
     sent: int,
     received: int,
@@ -270,7 +281,7 @@ def recover(
 ) -> dict[int, Collective]:
     """Activity -> collective, for kernels that carry no metadata.
 
-    `by_stream` holds, for each stream, kernel name and metadata of its other collectives.
+    `by_stream` holds, for each stream of collectives alone, kernel name and metadata of the others.
     """
     found: dict[int, Collective] = {}
     spans_of: dict[int, list[Span]] = {}

@@ -1,4 +1,4 @@
-"""Decodes Kineto events into columns: one batch of events at a time, one table per kind of event.
+"""Decodes Kineto events, one batch at a time.
 
 Only the fields used are decoded. What a strict decode refuses is tried leniently: numbers given as
 text, then, event by event, the damage that known writers do.
@@ -7,17 +7,14 @@ text, then, event by event, the damage that known writers do.
 import json
 import math
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from decimal import Decimal
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from moe_advisor.ingest.json_stream import lenient_object
-from moe_advisor.ingest.kineto_shapes import PRODUCTS, product
 from moe_advisor.model import NONE
 
 EXACT_MICROSECONDS = float(2**43)
@@ -26,7 +23,14 @@ EXACT_MICROSECONDS = float(2**43)
 TIME_LIMIT_MICROSECONDS = 4.0e15
 """The year 2096; later times are damage, and their nanoseconds would overflow 64 bits soon."""
 
-Ints = NDArray[np.int64]
+FEW_SHARE = 0.05
+"""Up to this share of events may have more arguments than most: each costs a decode of its own."""
+
+
+if TYPE_CHECKING:
+    _View = msgspec.Raw | None
+else:
+    _View = msgspec.Raw  # msgspec knows no union with it; a default of None passes unchecked
 
 
 def _key(name: str, default: Any = None) -> Any:
@@ -34,7 +38,11 @@ def _key(name: str, default: Any = None) -> Any:
 
 
 class Args(msgspec.Struct, gc=False, frozen=True):
-    """The arguments that are used, of all kinds of events."""
+    """The arguments that most events have; filling in an absent one takes 15 ns.
+
+    `collective` and `device_type` are set, to views of the text, where there are more of them:
+    those of `FullArgs`, which stand in for these before anyone else sees the event.
+    """
 
     correlation: int = NONE
     stream: int | None = None
@@ -44,7 +52,16 @@ class Args(msgspec.Struct, gc=False, frozen=True):
     sequence: int = _key("Sequence number", NONE)
     forward: int = _key("Fwd thread id", 0)
     graph_node: int = _key("graph node id", 0)
+    dims: msgspec.Raw = _key("Input Dims", msgspec.Raw())
+    collective: _View = _key("Collective name")
+    device_type: _View = _key("Device Type")
+
+
+class FullArgs(Args, gc=False, frozen=True):
+    """All arguments that are used, of all kinds of events."""
+
     collective: Any = _key("Collective name")
+    device_type: Any = _key("Device Type")
     dtype: Any = None
     sent_elements: Any = _key("In msg nelems")
     received_elements: Any = _key("Out msg nelems")
@@ -65,11 +82,9 @@ class Args(msgspec.Struct, gc=False, frozen=True):
     allocated: Any = _key("Total Allocated")
     reserved: Any = _key("Total Reserved")
     device_id: Any = _key("Device Id")
-    device_type: Any = _key("Device Type")
-    dims: msgspec.Raw = _key("Input Dims", msgspec.Raw())
 
 
-NO_ARGS = Args()
+NO_ARGS = FullArgs()
 NAN = math.nan
 
 
@@ -85,6 +100,10 @@ class Event(msgspec.Struct, gc=False):
     args: Args = NO_ARGS
 
 
+class _FullEvent(Event, gc=False):
+    args: FullArgs = NO_ARGS
+
+
 class _ExactEvent(msgspec.Struct, gc=False):
     cat: str = ""
     name: str = ""
@@ -92,14 +111,37 @@ class _ExactEvent(msgspec.Struct, gc=False):
     dur: Decimal = Decimal("NaN")
     pid: int | str = 0
     tid: int | str = 0
-    args: Args = NO_ARGS
+    args: FullArgs = NO_ARGS
 
 
-_STRICT = msgspec.json.Decoder(list[Event])
-_LAX = msgspec.json.Decoder(list[Event], strict=False)
+_FULL: Any = _FullEvent  # is an Event, but a list of them no list of Events to a type checker
+_SHORT = msgspec.json.Decoder(list[Event])
+_ARGUMENTS = msgspec.json.Decoder(FullArgs)
+_STRICT = msgspec.json.Decoder(list[_FULL])
+_LAX = msgspec.json.Decoder(list[_FULL], strict=False)
 _EXACT = msgspec.json.Decoder(list[_ExactEvent], strict=False)
 _RAW = msgspec.json.Decoder(list[msgspec.Raw])
-_ONE = msgspec.json.Decoder(Event, strict=False)
+_ONE = msgspec.json.Decoder(_FullEvent, strict=False)
+
+
+def _address(view: Any) -> int:
+    address: int = np.frombuffer(view, np.uint8).__array_interface__["data"][0]
+    return address
+
+
+def _fill(events: list[Event], text: bytes) -> bool:
+    """Gives `events`, decoded from `text`, all their arguments; False where that can't be done."""
+    origin = _address(text)
+    for event in events:
+        args = event.args
+        mark = args.device_type if args.collective is None else args.collective
+        place = _address(mark) - origin  # inside the arguments, so the braces around it are theirs
+        begin, end = text.rfind(b"{", 0, place), text.find(b"}", place) + 1
+        try:
+            event.args = _ARGUMENTS.decode(text[begin:end])
+        except msgspec.DecodeError:  # the brace was one of a text or of a value
+            return False
+    return True
 
 
 class EventDecoder:
@@ -112,6 +154,7 @@ class EventDecoder:
     def __init__(self) -> None:
         self.offset_us = 0
         self._first = True
+        self._in_short = True
 
     def decode(self, text: bytes) -> list[Event]:
         """The events of the JSON list `text`. Raises msgspec's DecodeError if it is malformed."""
@@ -133,14 +176,25 @@ class EventDecoder:
         return events
 
     def _decode(self, text: bytes) -> list[Event]:
-        try:
-            return _STRICT.decode(text)
-        except msgspec.ValidationError:
-            pass
-        try:
-            return _LAX.decode(text)
-        except msgspec.ValidationError:
-            pass
+        if self._in_short:
+            try:
+                events = _SHORT.decode(text)
+            except msgspec.ValidationError:
+                pass
+            else:
+                more = [
+                    event
+                    for event in events
+                    if event.args.collective is not None or event.args.device_type is not None
+                ]
+                self._in_short = len(more) <= FEW_SHARE * len(events) + 1
+                if self._in_short and _fill(more, text):
+                    return events
+        for decoder in (_STRICT, _LAX):
+            try:
+                return decoder.decode(text)
+            except msgspec.ValidationError:
+                pass
         events = []
         for raw in _RAW.decode(text):
             try:
@@ -299,7 +353,9 @@ def _label(value: Any) -> int | str:
 
 _ARG_KEYS = {
     encoded: name
-    for name, encoded in zip(Args.__struct_fields__, Args.__struct_encode_fields__, strict=True)
+    for name, encoded in zip(
+        FullArgs.__struct_fields__, FullArgs.__struct_encode_fields__, strict=True
+    )
 }
 _INTEGER_ARGS = {
     "correlation": NONE,
@@ -333,333 +389,5 @@ def _event_of(found: dict[str, Any]) -> Event:
         dur=NAN if duration is None else _number(duration),
         pid=_label(found.get("pid")),
         tid=_label(found.get("tid")),
-        args=Args(**chosen),
+        args=FullArgs(**chosen),
     )
-
-
-# --- columns --------------------------------------------------------------------------------
-
-
-def nanoseconds(microseconds: NDArray[np.float64]) -> Ints:
-    """Exact whole nanoseconds of finite times in µs that have at most three decimals."""
-    whole = np.floor(microseconds)
-    fraction = np.rint((microseconds - whole) * 1000.0)
-    return whole.astype(np.int64) * 1000 + fraction.astype(np.int64)
-
-
-class Numbering(dict[Any, int]):
-    """Numbers for values in order of first appearance: `numbering[value]`."""
-
-    def __missing__(self, value: Any) -> int:
-        number = self[value] = len(self)
-        return number
-
-
-class ThreadNumbers(dict[Any, int]):
-    """Process and thread identifiers as whole numbers; text that is no number gets one above all.
-
-    Negative numbers stay apart from NONE's meaning because torch itself never writes them for
-    threads.
-    """
-
-    FIRST_TEXT = 1 << 40  # above every operating system's thread identifier
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._texts = 0
-
-    def __missing__(self, value: int | str) -> int:
-        if isinstance(value, int):
-            number = integer(value, 0)
-        else:
-            number = integer(value, NONE)
-            if number == NONE:
-                number = self.FIRST_TEXT + self._texts
-                self._texts += 1
-        self[value] = number
-        return number
-
-
-@dataclass(slots=True)
-class Counts:
-    """Rows that could not be used, by reason, and how many were seen."""
-
-    seen: int = 0
-    kept: int = 0
-    no_duration: int = 0
-    negative: int = 0
-    bad_time: int = 0
-
-
-@dataclass(slots=True)
-class Table:
-    """Columns of one kind of event, collected piece by piece."""
-
-    pieces: list[dict[str, NDArray[Any]]] = field(default_factory=list)
-
-    def add(self, **columns: NDArray[Any]) -> None:
-        """Appends rows; all pieces have the same columns."""
-        self.pieces.append(columns)
-
-    def column(self, name: str, dtype: Any = np.int64) -> NDArray[Any]:
-        """All rows of one column, which is not the caller's to change."""
-        if not self.pieces:
-            return np.zeros(0, dtype)
-        if len(self.pieces) > 1:  # column by column, so that only one is in memory twice
-            pieces, self.pieces = self.pieces, [{}]
-            for key in list(pieces[0]):
-                self.pieces[0][key] = np.concatenate([piece.pop(key) for piece in pieces])
-        return self.pieces[0][name]
-
-    def keep(self, name: str) -> None:
-        """Gives up all columns but one, to save memory."""
-        self.pieces = [{name: piece[name]} for piece in self.pieces]
-
-    def __len__(self) -> int:
-        return sum(len(next(iter(piece.values()))) for piece in self.pieces)
-
-
-HOST_OPERATOR, HOST_ANNOTATION, HOST_PYTHON, HOST_OVERHEAD = range(4)
-GPU_KERNEL, GPU_MEMCPY, GPU_MEMSET = range(3)
-
-_ACTIVITIES = {
-    "kernel": GPU_KERNEL,
-    "Kernel": GPU_KERNEL,
-    "gpu_memcpy": GPU_MEMCPY,
-    "Memcpy": GPU_MEMCPY,
-    "memcpy": GPU_MEMCPY,
-    "gpu_memset": GPU_MEMSET,
-    "Memset": GPU_MEMSET,
-    "memset": GPU_MEMSET,
-}
-_CALLS = frozenset({"cuda_runtime", "cuda_driver", "Runtime", "runtime", "Driver"})
-_RANGES = {
-    "cpu_op": HOST_OPERATOR,
-    "Operator": HOST_OPERATOR,
-    "user_annotation": HOST_ANNOTATION,
-    "python_function": HOST_PYTHON,
-    "overhead": HOST_OVERHEAD,
-}
-_MODULE_PREFIX = "nn.Module:"
-_INSTANTS = frozenset({"cpu_instant_event", "CPU instant event"})
-_COMMS_OPERATOR = "record_param_comms"
-KNOWN_CATEGORIES = frozenset({*_ACTIVITIES, *_CALLS, *_RANGES, *_INSTANTS})
-"""Kinds of events that are read; all others are passed over."""
-
-
-@dataclass(frozen=True, slots=True)
-class CommsCall:
-    """A host-side `record_param_comms`: one collective as the framework asked for it."""
-
-    start_ns: int
-    end_ns: int
-    pid: int
-    tid: int
-    args: Args
-
-
-class Columns:
-    """All events that are used, as columns. Feed batches with `add`."""
-
-    def __init__(self) -> None:
-        self.offset_us = 0  # add to the times of the events to come
-        self.counts = Counts()
-        self.activity_names = Numbering()
-        self.call_names = Numbering()
-        self.range_names = Numbering()
-        self.threads = ThreadNumbers()
-        self.activities = Table()
-        self.calls = Table()
-        self.ranges = Table()
-        self.memory = Table()
-        self.matmuls = Table()
-        self.collectives: dict[int, Args] = {}  # number of the activity in file order -> args
-        self.comms: list[CommsCall] = []
-        self.out_of_memory = 0
-        self.categories: set[str] = set()
-        self._activity_count = 0
-
-    def add(self, events: Sequence[Event]) -> None:
-        """Takes over one batch of events."""
-        buckets: dict[str, list[Event]] = {}
-        for event in events:
-            try:
-                buckets[event.cat].append(event)
-            except KeyError:
-                buckets[event.cat] = [event]
-        for cat, bucket in buckets.items():
-            self.categories.add(cat)
-            if (kind := _RANGES.get(cat)) is not None:
-                self._add_ranges(kind, bucket)
-            elif cat in _CALLS:
-                self._add_calls(bucket)
-            elif (kind := _ACTIVITIES.get(cat)) is not None:
-                self._add_activities(kind, bucket)
-            elif cat in _INSTANTS:
-                self._add_instants(bucket)
-
-    def _times(self, bucket: list[Event]) -> tuple[list[Event], Ints, Ints]:
-        """The complete events of `bucket` with sane times, their starts and ends in ns."""
-        counts = self.counts
-        counts.seen += len(bucket)
-        start = np.array([event.ts for event in bucket], np.float64)
-        length = np.array([event.dur for event in bucket], np.float64)
-        sane = (np.abs(start + self.offset_us) < TIME_LIMIT_MICROSECONDS) & (length >= 0)
-        sane &= length < TIME_LIMIT_MICROSECONDS
-        if not sane.all():
-            missing, negative, bad = np.isnan(length), length < 0, ~sane
-            insane = bad & ~missing & ~negative
-            counts.no_duration += int(missing.sum())
-            counts.negative += int(negative.sum())
-            counts.bad_time += int(insane.sum())
-            bucket = [event for event, drop in zip(bucket, bad.tolist(), strict=True) if not drop]
-            start, length = start[~bad], length[~bad]
-        counts.kept += len(bucket)
-        begin = nanoseconds(start) + self.offset_us * 1000
-        return bucket, begin, begin + nanoseconds(length)
-
-    def _integers(self, values: list[int]) -> Ints:
-        try:
-            return np.array(values, np.int64)
-        except OverflowError:
-            return np.array([integer(value) for value in values], np.int64)
-
-    def _ids(self, values: list[int | str]) -> Ints:
-        try:
-            return np.array(values, np.int64)  # also reads numbers given as text
-        except (ValueError, OverflowError):
-            threads = self.threads
-            return np.array([threads[value] for value in values], np.int64)
-
-    def _add_ranges(self, kind: int, bucket: list[Event]) -> None:
-        if kind == HOST_PYTHON:
-            bucket = [event for event in bucket if event.name.startswith(_MODULE_PREFIX)]
-            if not bucket:
-                return
-        bucket, start, end = self._times(bucket)
-        count = len(bucket)
-        names, threads = self.range_names, self.threads
-        sequence = forward = np.full(count, NONE, np.int64)
-        if kind == HOST_OPERATOR:
-            args = [event.args for event in bucket]
-            sequence = self._integers([arg.sequence for arg in args])
-            forward = self._integers([arg.forward for arg in args])
-            forward[forward <= 0] = NONE
-            for row in [row for row, arg in enumerate(args) if arg.collective is not None]:
-                event = bucket[row]
-                pid, tid = threads[event.pid], threads[event.tid]
-                kept = _kept_args(args[row])
-                self.comms.append(CommsCall(int(start[row]), int(end[row]), pid, tid, kept))
-            self._add_matmuls(bucket, start, end)
-        self.ranges.add(
-            start=start,
-            end=end,
-            name=np.array([names[event.name] for event in bucket], np.uint32),
-            pid=self._ids([event.pid for event in bucket]),
-            tid=self._ids([event.tid for event in bucket]),
-            kind=np.full(count, kind, np.uint8),
-            sequence=sequence,
-            forward=forward,
-        )
-
-    def _add_matmuls(self, bucket: list[Event], start: Ints, end: Ints) -> None:
-        """Matrix products among the operators whose shapes were recorded."""
-        found = [
-            (row, *size)
-            for row, event in enumerate(bucket)
-            if event.name in PRODUCTS and (size := product(event.name, bytes(event.args.dims)))
-        ]
-        if not found:
-            return
-        rows, flops, tokens, groups = np.array(found, np.int64).T
-        owners = [bucket[row] for row in rows.tolist()]
-        self.matmuls.add(
-            start=start[rows],
-            end=end[rows],
-            pid=self._ids([event.pid for event in owners]),
-            tid=self._ids([event.tid for event in owners]),
-            flops=flops,
-            rows=tokens,
-            groups=groups,
-        )
-
-    def _add_calls(self, bucket: list[Event]) -> None:
-        bucket, start, end = self._times(bucket)
-        names = self.call_names
-        self.calls.add(
-            start=start,
-            end=end,
-            name=np.array([names[event.name] for event in bucket], np.uint32),
-            pid=self._ids([event.pid for event in bucket]),
-            tid=self._ids([event.tid for event in bucket]),
-            correlation=self._integers([event.args.correlation for event in bucket]),
-        )
-
-    def _add_activities(self, kind: int, bucket: list[Event]) -> None:
-        bucket, start, end = self._times(bucket)
-        names, threads = self.activity_names, self.threads
-        args = [event.args for event in bucket]
-        for row in [row for row, arg in enumerate(args) if arg.collective is not None]:
-            self.collectives[self._activity_count + row] = _kept_args(args[row])
-        self._activity_count += len(bucket)
-        self.activities.add(
-            start=start,
-            end=end,
-            name=np.array([names[event.name] for event in bucket], np.uint32),
-            kind=np.full(len(bucket), kind, np.uint8),
-            pid=self._ids([event.pid for event in bucket]),
-            device=self._integers(
-                [
-                    threads[event.pid] if event.args.device is None else event.args.device
-                    for event in bucket
-                ]
-            ),
-            stream=self._integers(
-                [
-                    threads[event.tid] if event.args.stream is None else event.args.stream
-                    for event in bucket
-                ]
-            ),
-            correlation=self._integers([arg.correlation for arg in args]),
-            bytes=self._integers([arg.bytes for arg in args]),
-            blocks=self._integers([_blocks(arg.grid) for arg in args]),
-            graph_node=np.array([arg.graph_node != 0 for arg in args], np.bool_),
-        )
-
-    def _add_instants(self, bucket: list[Event]) -> None:
-        self.out_of_memory += sum(event.name == "[OutOfMemory]" for event in bucket)
-        rows = [
-            event
-            for event in bucket
-            if event.name == "[memory]"
-            and integer(event.args.device_type) == 1
-            and abs(event.ts + self.offset_us) < TIME_LIMIT_MICROSECONDS
-        ]
-        if not rows:
-            return
-        self.memory.add(
-            time=nanoseconds(np.array([event.ts for event in rows], np.float64))
-            + self.offset_us * 1000,
-            pid=self._ids([event.pid for event in rows]),
-            device=self._integers([integer(event.args.device_id) for event in rows]),
-            allocated=self._integers([integer(event.args.allocated) for event in rows]),
-            reserved=self._integers([integer(event.args.reserved) for event in rows]),
-        )
-
-
-def _kept_args(args: Args) -> Args:
-    """`args` for keeping: raw JSON is a view that holds its whole chunk of the file in memory."""
-    return msgspec.structs.replace(args, dims=msgspec.Raw()) if args.dims else args
-
-
-def _blocks(grid: Any) -> int:
-    """Thread blocks of a launch with `grid`."""
-    try:
-        x, y, z = grid
-        count = x * y * z
-    except (TypeError, ValueError):
-        sizes = integers(grid)
-        count = math.prod(sizes) if sizes else NONE
-    if isinstance(count, int) and 0 < count < 2**63:
-        return count
-    return NONE

@@ -1,5 +1,7 @@
 """Floating-point operations of matrix products, from the shapes that `record_shapes` writes."""
 
+from functools import lru_cache
+
 import msgspec
 
 from moe_advisor.model import NONE
@@ -21,6 +23,7 @@ PRODUCTS = frozenset({*_PLAIN, *_GROUPED})
 _DIMS = msgspec.json.Decoder(list[list[object]])
 
 
+@lru_cache(1 << 12)  # a model has few shapes
 def product(name: str, dims: bytes) -> tuple[int, int, int] | None:
     """(operations, token rows, groups) of operator `name` with the JSON text of its `Input Dims`.
 

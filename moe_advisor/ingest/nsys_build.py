@@ -4,19 +4,32 @@ A rank is a process on a device. Everything is integer columns and vectorised: t
 hold millions of rows, and only names, communicators and processes are few.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from moe_advisor.codes import distinct as distinct_codes
-from moe_advisor.codes import few
-from moe_advisor.ingest import nccl_nvtx
+from moe_advisor.ingest import nccl_nvtx, nsys_tables
 from moe_advisor.ingest.nsys_events import stream_waits
+from moe_advisor.ingest.nsys_tables import (
+    DIAGNOSTICS,
+    DOMAIN_CREATED,
+    MEMORY,
+    NO_PROCESS,
+    NO_TIME,
+    PROCESS_MASK,
+    RANGES,
+    TIME_LIMIT_NS,
+    Build,
+    Names,
+    Parts,
+    Reader,
+    Strings,
+    sane_interval,
+)
 from moe_advisor.model import (
     ACTIVITY_SCHEMA,
     CALL_SCHEMA,
@@ -24,60 +37,18 @@ from moe_advisor.model import (
     NONE,
     RANGE_SCHEMA,
     STREAM_WAIT_SCHEMA,
-    ActivityKind,
-    CaptureIssue,
-    CopyKind,
     InputInfo,
     LoadedInput,
     RangeKind,
     RankTrace,
     Severity,
 )
-from moe_advisor.privacy import NsysMetadata, nsys_devices, nsys_metadata, safe_text
-from moe_advisor.spill import SPILL_ROWS, Spool, Spooled, spilled
+from moe_advisor.privacy import NsysMetadata, nsys_devices, nsys_metadata
+from moe_advisor.spill import SPILL_ROWS, spilled
 from moe_advisor.table_source import Among, Column, TableSource
 
 Int64s = NDArray[np.int64]
 Codes = NDArray[np.uint32]
-
-KERNELS = "CUPTI_ACTIVITY_KIND_KERNEL"
-COPIES = "CUPTI_ACTIVITY_KIND_MEMCPY"
-MEMSETS = "CUPTI_ACTIVITY_KIND_MEMSET"
-GRAPHS = "CUPTI_ACTIVITY_KIND_GRAPH_TRACE"
-CALLS = "CUPTI_ACTIVITY_KIND_RUNTIME"
-RANGES = "NVTX_EVENTS"
-STRINGS = "StringIds"
-MEMORY = "CUDA_GPU_MEMORY_USAGE_EVENTS"
-DIAGNOSTICS = "DIAGNOSTIC_EVENT"
-KNOWN_TABLES = frozenset(
-    {
-        KERNELS,
-        COPIES,
-        MEMSETS,
-        GRAPHS,
-        CALLS,
-        RANGES,
-        STRINGS,
-        "META_DATA_EXPORT",
-        "EXPORT_META_DATA",
-        "TARGET_INFO_SESSION_START_TIME",
-    }
-)
-
-NAME_LIMIT = 8_192
-"""Longest kernel or range name kept, in characters: the longest CUTLASS names fit."""
-
-NO_TIME = -(2**62)
-"""Stands for a NULL time while tables are read: no clock comes near it."""
-
-TIME_LIMIT_NS = 2**61
-"""Times beyond it (73 years from the capture's zero, 42 after the UNIX epoch) are garbage."""
-
-PROCESS_MASK = ~0xFFFFFF
-"""globalTid & PROCESS_MASK is the process: the low 24 bits are the thread's."""
-
-NO_PROCESS = 0
-"""The process of rows that name none."""
 
 STRAY_DEVICE_SHARE = 0.01
 """A process with less of its GPU work than this on a device does not train there: a context and
@@ -87,9 +58,6 @@ UNJOINED_SHARE = 0.02
 """Share of GPU work without its launch call above which the capture lost calls. A capture range
 leaves a few launches before its start; 2 % is far beyond the launch queue's 1,024 entries."""
 
-# NVTX event types: push-pop and start-end ranges, the same imported from text, domain creation.
-_RANGE_TYPES = (59, 60, 70, 71)
-_DOMAIN_CREATED = 75
 # What the Python package nvtx calls the domain of ranges that name none: the user's own.
 _USER_DOMAINS = frozenset({"NVTX"})
 
@@ -97,205 +65,19 @@ _OPERATOR = r"^(.+?), (?:seq|op_id) = "  # torch.autograd.profiler.emit_nvtx
 _SEQUENCE = r", seq = (\d{1,18})"
 _BACKWARD = r"Backward\d*$|^autograd::engine::evaluate_function"
 
-_COPY_KINDS = {
-    1: CopyKind.HOST_TO_DEVICE,
-    2: CopyKind.DEVICE_TO_HOST,
-    8: CopyKind.DEVICE_TO_DEVICE,
-    9: CopyKind.HOST_TO_HOST,
-    10: CopyKind.PEER_TO_PEER,
-    11: CopyKind.HOST_TO_DEVICE,  # 11 to 13: managed memory
-    12: CopyKind.DEVICE_TO_HOST,
-    13: CopyKind.DEVICE_TO_DEVICE,
-}
-_COPY_KIND_SUFFIXES = {
-    "_HTOD": CopyKind.HOST_TO_DEVICE,
-    "_DTOH": CopyKind.DEVICE_TO_HOST,
-    "_DTOD": CopyKind.DEVICE_TO_DEVICE,
-    "_HTOH": CopyKind.HOST_TO_HOST,
-    "_PTOP": CopyKind.PEER_TO_PEER,
-}
-_COPY_NAMES = {
-    CopyKind.HOST_TO_DEVICE: "Memcpy HtoD",
-    CopyKind.DEVICE_TO_HOST: "Memcpy DtoH",
-    CopyKind.DEVICE_TO_DEVICE: "Memcpy DtoD",
-    CopyKind.HOST_TO_HOST: "Memcpy HtoH",
-    CopyKind.PEER_TO_PEER: "Memcpy PtoP",
-    CopyKind.OTHER: "Memcpy",
-}
-_PAGEABLE = 0
-_DEVICE_MEMORY = 2
-
-
-class Names:
-    """The names in use, each once; a name's code is its place."""
-
-    def __init__(self) -> None:
-        self._codes: dict[str, int] = {}
-
-    def code(self, text: str) -> int:
-        """The code of `text`, which is made safe to show."""
-        cleaned = safe_text(text, NAME_LIMIT)
-        return self._codes.setdefault(cleaned, len(self._codes))
-
-    def codes(self, texts: Iterable[str]) -> Codes:
-        """The codes of `texts`, in their order."""
-        return np.array([self.code(text) for text in texts], dtype=np.uint32)
-
-    def all(self) -> tuple[str, ...]:
-        """The names, by code."""
-        return tuple(self._codes)
-
-
-class Strings:
-    """The export's table of strings by id; only those that are used become names."""
-
-    def __init__(self, source: TableSource) -> None:
-        table = source.fetch(STRINGS, (Column("id", NO_TIME), Column("value", "")))
-        table = table.unique("id", keep="first", maintain_order=True).sort("id")
-        self._ids = table["id"].to_numpy()
-        self._values = table["value"]
-
-    def __len__(self) -> int:
-        return len(self._ids)
-
-    def find(self, ids: Int64s) -> list[str | None]:
-        """The string of each id; None for an id that the table lacks."""
-        places = np.searchsorted(self._ids, ids)
-        places[places == len(self._ids)] = 0
-        known = self._ids[places] == ids if len(self._ids) else np.zeros(len(ids), dtype=bool)
-        texts = self._values.gather(places[known].tolist()).to_list()
-        result: list[str | None] = [None] * len(ids)
-        for place, text in zip(np.flatnonzero(known).tolist(), texts, strict=True):
-            result[place] = text
-        return result
-
-
-@dataclass
-class Build:
-    """What is shared while one input is built: names, strings, and what was found wrong."""
-
-    source: TableSource
-    names: Names
-    strings: Strings
-    issues: list[CaptureIssue] = field(default_factory=list)
-    dropped: dict[str, int] = field(default_factory=dict)
-    missing_names: int = 0
-    large: bool = False
-    """Whether tables go to temporary files while they wait for their turn."""
-
-    def issue(
-        self,
-        identifier: str,
-        severity: Severity,
-        message: str,
-        count: int = 1,
-        rank: int | None = None,
-    ) -> None:
-        """Note something a reader of the numbers must know."""
-        self.issues.append(CaptureIssue(identifier, severity, message, count, rank))
-
-    def drop(self, table: str, frame: pl.DataFrame, keep: pl.Expr) -> pl.DataFrame:
-        """`frame` without the rows that break `keep`, which are counted."""
-        if frame.select(keep.all()).item():
-            return frame  # a filter would copy it
-        kept = frame.filter(keep)
-        if kept.height < frame.height:
-            self.dropped[table] = self.dropped.get(table, 0) + frame.height - kept.height
-        return kept
-
-    def split(
-        self,
-        table: str,
-        columns: Sequence[Column],
-        slim: Sequence[pl.Expr | str],
-        by: pl.Expr,
-        *,
-        allow_empty: bool,
-    ) -> dict[int, list[pl.DataFrame]]:
-        """`slim` of the rows of `table` in parts, apart for each value of `by`.
-
-        Rows with impossible times are dropped and counted.
-        """
-        sane = _sane_interval(allow_empty=allow_empty)
-        # Parts wait in a file where all of them together would be the most that memory ever holds.
-        spool = Spool(in_memory=not self.large)
-
-        def shrink(part: pl.DataFrame) -> tuple[dict[int, pl.DataFrame | Spooled], int]:
-            kept = part if part.select(sane.all()).item() else part.filter(sane)
-            kept = kept.select(*slim, by.alias("_by"))
-            owner = kept.drop_in_place("_by").to_numpy()
-            split: dict[int, pl.DataFrame | Spooled] = {}
-            for value in (values := few(owner)):
-                mine = kept if len(values) == 1 else kept.filter(pl.Series(owner == value))
-                split[value] = spool.put(mine)
-            return split, part.height - kept.height
-
-        result: dict[int, list[pl.DataFrame]] = {}
-        lost = 0
-        for split, bad in self.source.parts(table, columns, shrink):
-            lost += bad
-            for value, rows in split.items():
-                result.setdefault(value, []).append(spool.table(rows))
-        if lost:
-            self.dropped[table] = lost
-        return result
-
-    def name_codes(
-        self, ids: Sequence[pl.Series], unknown: str, strip: Callable[[str], str] | None = None
-    ) -> Callable[[pl.Series], Codes]:
-        """A function from string ids to name codes, for all of `ids`.
-
-        `unknown` is the name where the string is missing; `strip` shortens the others.
-        """
-        # Not polars' own unique, which sorts: here are few values among millions.
-        parts = [_distinct(part.to_numpy()) for part in ids]
-        distinct = (
-            np.unique(np.concatenate(parts)).astype(np.int64)
-            if parts
-            else np.zeros(0, dtype=np.int64)
-        )
-        texts: list[str] = []
-        for text in self.strings.find(distinct):
-            if text is None:
-                self.missing_names += 1
-            known = unknown if text is None else text
-            texts.append(strip(known) if strip else known)
-        codes = self.names.codes(texts)
-        return lambda series: lookup(series.to_numpy(), distinct, codes)
-
-
-def _distinct(ids: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
-    small = len(ids) and int(ids.min()) >= 0 and int(ids.max()) < len(ids)
-    return np.asarray(distinct_codes(ids), ids.dtype) if small else np.unique(ids)
-
-
-def lookup(
-    values: NDArray[np.integer[Any]], keys: Int64s, results: NDArray[np.uint32]
-) -> NDArray[np.uint32]:
-    """The result of each value, where `keys` are sorted and hold every value."""
-    if len(keys) == 0:
-        return np.zeros(len(values), dtype=np.uint32)
-    low, high = int(keys[0]), int(keys[-1])
-    if low >= 0 and high < 1 << 24:  # string ids are small: a table beats a search by far
-        table = np.zeros(high + 1, dtype=np.uint32)
-        table[keys] = results
-        return np.asarray(table[values], dtype=np.uint32)
-    return np.asarray(results[np.searchsorted(keys, values)], dtype=np.uint32)
-
-
-def _sane_interval(*, allow_empty: bool) -> pl.Expr:
-    length = pl.col("end") >= pl.col("start") if allow_empty else pl.col("end") > pl.col("start")
-    return (pl.col("start") > -TIME_LIMIT_NS) & (pl.col("end") < TIME_LIMIT_NS) & length
-
 
 def build(source: TableSource, name: str, format_name: str) -> LoadedInput:
     """Everything the export says, as one trace per rank; see `LoadedInput`."""
     metadata = nsys_metadata(source)
     work = Build(source, Names(), Strings(source))
-    keys, per_rank = _ranks_of(work, _activities(work))
+    activities = nsys_tables.activities(work)
+    counts = {number: sum(map(len, parts)) for number, parts in activities.items()}
+    keys = _rank_keys(work, counts)
     ranks: tuple[RankTrace, ...] = ()
     if keys:
-        ranks = _build_ranks(work, metadata, keys, per_rank)
+        work.large = sum(counts.values()) >= SPILL_ROWS
+        with Reader() as reader:
+            ranks = _ranks(work, metadata, keys, activities, reader)
     else:
         work.issue(
             "no-gpu-activity",
@@ -315,189 +97,6 @@ def build(source: TableSource, name: str, format_name: str) -> LoadedInput:
         ranks=ranks,
         issues=tuple(work.issues),
     )
-
-
-# --- GPU activities -------------------------------------------------------------------------
-
-_COMMON = (
-    Column("start", NO_TIME),
-    Column("end", NO_TIME),
-    Column("deviceId", 0),
-    Column("streamId"),
-    Column("correlationId"),
-    Column("globalPid", 0),
-)
-# Process numbers end in 24 zero bits, where the device fits.
-_RANK = (pl.col("globalPid") & PROCESS_MASK) | (pl.col("deviceId") & 0xFFFFFF)
-_NAME_COLUMNS = ("demangledName", "shortName", "mangledName")
-_IN_GRAPH = ~pl.col("graphNodeId").is_in([0, NONE])
-
-
-def _slim(
-    kind: ActivityKind,
-    *,
-    name: pl.Expr | int = 0,
-    blocks: pl.Expr | None = None,
-    bytes_: pl.Expr | None = None,
-    copy_kind: pl.Expr | None = None,
-    pageable: pl.Expr | None = None,
-    in_graph: pl.Expr | None = None,
-) -> tuple[pl.Expr | str, ...]:
-    """What the rest of this module needs of an activity, in few bytes."""
-    nothing, no = pl.lit(NONE, dtype=pl.Int64), pl.lit(value=False)
-    return (
-        "start",
-        "end",
-        _number32("correlationId").alias("correlation"),
-        pl.lit(int(kind), dtype=pl.UInt8).alias("kind"),
-        (pl.lit(name) if isinstance(name, int) else name).cast(pl.UInt32).alias("name"),
-        pl.col("streamId").alias("stream"),
-        (nothing if blocks is None else blocks).alias("blocks"),
-        (nothing if bytes_ is None else bytes_).alias("bytes"),
-        (pl.lit(0) if copy_kind is None else copy_kind).cast(pl.UInt8).alias("copy_kind"),
-        (no if pageable is None else pageable).alias("pageable"),
-        (no if in_graph is None else in_graph).alias("in_graph"),
-    )
-
-
-def _number32(column: str) -> pl.Expr:
-    """An id as 32 bits, which is what CUPTI and the string table have; 0 if it is none."""
-    return pl.col(column).cast(pl.UInt32, strict=False).fill_null(0)
-
-
-def _activities(work: Build) -> dict[int, list[pl.DataFrame]]:
-    """All GPU work of the report for each rank number of `_RANK`."""
-    result: dict[int, list[pl.DataFrame]] = {}
-    for table in (_kernels(work), _copies(work), _memsets(work), _graphs(work)):
-        for rank, parts in table.items():
-            result.setdefault(rank, []).extend(parts)
-    return result
-
-
-def _kernels(work: Build) -> dict[int, list[pl.DataFrame]]:
-    present = work.source.columns(KERNELS)
-    naming = next((column for column in _NAME_COLUMNS if column in present), _NAME_COLUMNS[0])
-    # Grids are 31 and 16 bits by definition; what is beyond is damage and must not overflow.
-    sizes = [pl.col(column).clip(0, 2**20) for column in ("gridX", "gridY", "gridZ")]
-    blocks = sizes[0] * sizes[1] * sizes[2]
-    split = work.split(
-        KERNELS,
-        (
-            *_COMMON,
-            *(Column(column) for column in (naming, "gridX", "gridY", "gridZ")),
-            Column("graphNodeId", 0),
-        ),
-        _slim(
-            ActivityKind.KERNEL,
-            name=_number32(naming),
-            blocks=pl.when(blocks > 0).then(blocks).otherwise(NONE),
-            in_graph=_IN_GRAPH,
-        ),
-        _RANK,
-        allow_empty=False,
-    )
-    ids = [part["name"] for parts in split.values() for part in parts]
-    code_of = work.name_codes(ids, "unknown kernel")
-    return {
-        rank: [part.with_columns(name=pl.Series(code_of(part["name"]))) for part in parts]
-        for rank, parts in split.items()
-    }
-
-
-def _copies(work: Build) -> dict[int, list[pl.DataFrame]]:
-    kinds = _copy_kinds(work.source)
-    pageable = _pageable_kinds(work.source)
-    copy_kind = pl.col("copyKind").replace_strict(
-        {number: int(kind) for number, kind in kinds.items()},
-        default=int(CopyKind.OTHER),
-        return_dtype=pl.UInt8,
-    )
-    codes = {int(kind): work.names.code(name) for kind, name in _COPY_NAMES.items()}
-    return work.split(
-        COPIES,
-        (
-            *_COMMON,
-            Column("bytes"),
-            Column("copyKind"),
-            Column("srcKind"),
-            Column("dstKind"),
-            Column("graphNodeId", 0),
-        ),
-        _slim(
-            ActivityKind.MEMCPY,
-            name=copy_kind.replace_strict(codes, return_dtype=pl.UInt32),
-            bytes_=pl.col("bytes"),
-            copy_kind=copy_kind,
-            pageable=(
-                (pl.col("srcKind").is_in(pageable) & (copy_kind == CopyKind.HOST_TO_DEVICE))
-                | (pl.col("dstKind").is_in(pageable) & (copy_kind == CopyKind.DEVICE_TO_HOST))
-            ),
-            in_graph=_IN_GRAPH,
-        ),
-        _RANK,
-        allow_empty=False,
-    )
-
-
-def _memsets(work: Build) -> dict[int, list[pl.DataFrame]]:
-    return work.split(
-        MEMSETS,
-        (*_COMMON, Column("bytes"), Column("graphNodeId", 0)),
-        _slim(
-            ActivityKind.MEMSET,
-            name=work.names.code("Memset"),
-            bytes_=pl.col("bytes"),
-            in_graph=_IN_GRAPH,
-        ),
-        _RANK,
-        allow_empty=False,
-    )
-
-
-def _graphs(work: Build) -> dict[int, list[pl.DataFrame]]:
-    split = work.split(
-        GRAPHS,
-        _COMMON,
-        _slim(ActivityKind.GRAPH, name=work.names.code("CUDA graph")),
-        _RANK,
-        allow_empty=False,
-    )
-    count = sum(part.height for parts in split.values() for part in parts)
-    if count:
-        work.issue(
-            "graph-kernels-hidden",
-            Severity.WARNING,
-            f"{count} CUDA graph launches were recorded as a whole: what ran inside is"
-            " unknown; capture again with --cuda-graph-trace=node",
-            count,
-        )
-    return split
-
-
-def _enum(source: TableSource, table: str) -> list[tuple[int, str]]:
-    rows = source.fetch(table, (Column("id"), Column("name", "")))
-    return [(int(number), str(name).upper()) for number, name in rows.iter_rows()]
-
-
-def _copy_kinds(source: TableSource) -> dict[int, CopyKind]:
-    """The export's own numbers for copy directions, else those of every version seen so far."""
-    named = {
-        number: kind
-        for number, name in _enum(source, "ENUM_CUDA_MEMCPY_OPER")
-        for suffix, kind in _COPY_KIND_SUFFIXES.items()
-        if name.endswith(suffix)
-    }
-    return named or dict(_COPY_KINDS)
-
-
-def _pageable_kinds(source: TableSource) -> list[int]:
-    named = _enum(source, "ENUM_CUDA_MEM_KIND")
-    return [number for number, name in named if name.endswith("_PAGEABLE")] or [_PAGEABLE]
-
-
-def _device_memory_kinds(source: TableSource) -> list[int]:
-    named = _enum(source, "ENUM_CUDA_MEM_KIND")
-    return [number for number, name in named if name.endswith("_DEVICE")] or [_DEVICE_MEMORY]
 
 
 # --- ranks ----------------------------------------------------------------------------------
@@ -530,11 +129,8 @@ MAX_RANKS = 256
 """Ranks taken from one export: nsys captures one node, and the largest has 72 GPUs."""
 
 
-def _ranks_of(
-    work: Build, activities: dict[int, list[pl.DataFrame]]
-) -> tuple[list[RankKey], list[pl.DataFrame]]:
-    """The ranks in order, and the activities of each by time. Empties `activities`."""
-    counts = {number: sum(map(len, parts)) for number, parts in activities.items()}
+def _rank_keys(work: Build, counts: Mapping[int, int]) -> list[RankKey]:
+    """The ranks in order, by how much GPU work each rank number has."""
     totals: dict[int, int] = {}
     for number, count in counts.items():
         process = number & PROCESS_MASK
@@ -565,15 +161,20 @@ def _ranks_of(
         keys.sort(key=lambda key: (-counts[key.process | key.device], key.order))
         del keys[MAX_RANKS:]
     keys.sort(key=lambda key: key.order)
-    work.large = sum(counts.values()) >= SPILL_ROWS
-    tables = []
-    for key in keys:
-        table = _sorted_by_time(pl.concat(activities.pop(key.process | key.device)))
-        tables.append(spilled(table) if work.large else table)
-    return keys, tables
+    return keys
 
 
-@dataclass(frozen=True, slots=True)
+def _by_time(work: Build, parts: list[pl.DataFrame]) -> pl.DataFrame:
+    """The activities of a rank by (start, end), stable."""
+    frame = pl.concat(parts)
+    frame = frame.sort("start", maintain_order=True)  # one key sorts several times faster than two
+    tied = (pl.col("start") == pl.col("start").shift()) & (pl.col("end") < pl.col("end").shift())
+    if frame.select(tied.any()).item():
+        frame = frame.sort("start", "end", maintain_order=True)
+    return spilled(frame) if work.large else frame
+
+
+@dataclass(frozen=True)
 class ProcessCalls:
     """The API calls of one process, sorted by start, and how to find one by correlation id."""
 
@@ -585,15 +186,10 @@ class ProcessCalls:
         result = np.full(len(wanted), NONE, dtype=np.int64)
         if not len(self.correlation) or not len(wanted):
             return result
-        low, high = int(self.correlation.min()), int(self.correlation.max())
+        low, high = self._span
         inside = (wanted >= max(low, 1)) & (wanted <= high)
-        if high - low < 4 * len(self.correlation) + 1_000_000:
-            # Correlation ids count up, so a table by id is small, and much faster than a search.
-            places = np.full(high - low + 1, NONE, dtype=np.int32)
-            places[self.correlation[::-1] - np.uint32(low)] = np.arange(
-                len(self.correlation) - 1, -1, -1, dtype=np.int32
-            )
-            result[inside] = places[wanted[inside] - np.uint32(low)]
+        if self._rows is not None:
+            result[inside] = self._rows[wanted[inside] - np.uint32(low)]
             return result
         order = np.argsort(self.correlation, kind="stable")
         ordered = self.correlation[order]
@@ -601,6 +197,23 @@ class ProcessCalls:
         match = (ordered[found] == wanted) & inside
         result[match] = order[found[match]]
         return result
+
+    @cached_property
+    def _span(self) -> tuple[int, int]:
+        return int(self.correlation.min()), int(self.correlation.max())
+
+    @cached_property
+    def _rows(self) -> NDArray[np.int32] | None:
+        """The first row of each id of the span; None where that would be mostly gaps."""
+        low, high = self._span
+        # Correlation ids count up, so a table by id is small, and much faster than a search.
+        if high - low >= 4 * len(self.correlation) + 1_000_000:
+            return None
+        rows = np.full(high - low + 1, NONE, dtype=np.int32)
+        rows[self.correlation[::-1] - np.uint32(low)] = np.arange(
+            len(self.correlation) - 1, -1, -1, dtype=np.int32
+        )
+        return rows
 
 
 _NO_CALLS = ProcessCalls(pl.Schema(CALL_SCHEMA).to_frame(), np.zeros(0, dtype=np.uint32))
@@ -612,26 +225,7 @@ def bare_call_name(name: str) -> str:
     return head if separator and len(tail) >= 4 and tail.isdigit() else name
 
 
-def _calls(work: Build, processes: Sequence[int]) -> dict[int, ProcessCalls]:
-    split = work.split(
-        CALLS,
-        (
-            Column("start", NO_TIME),
-            Column("end", NO_TIME),
-            Column("globalTid", 0),
-            Column("correlationId"),
-            Column("nameId"),
-        ),
-        (
-            pl.col("start").alias("start_ns"),
-            pl.col("end").alias("end_ns"),
-            pl.col("globalTid").alias("tid"),
-            _number32("nameId").alias("name"),
-            _number32("correlationId").alias("correlation"),
-        ),
-        pl.col("globalTid") & PROCESS_MASK,
-        allow_empty=True,
-    )
+def _calls(work: Build, processes: Sequence[int], split: Parts) -> dict[int, ProcessCalls]:
     if list(processes) == [NO_PROCESS]:  # old or reduced exports: one process, whatever its number
         split = {NO_PROCESS: [part for _, parts in sorted(split.items()) for part in parts]}
     split = {process: parts for process, parts in split.items() if process in processes}
@@ -662,43 +256,55 @@ def _joined(parts: list[pl.DataFrame]) -> pl.DataFrame:
     )
 
 
-def _build_ranks(
-    work: Build, metadata: NsysMetadata, keys: list[RankKey], per_rank: list[pl.DataFrame]
+def _ranks(
+    work: Build,
+    metadata: NsysMetadata,
+    keys: Sequence[RankKey],
+    activities: Parts,
+    reader: Reader,
 ) -> tuple[RankTrace, ...]:
+    """The traces of the ranks `keys`. Empties `activities`."""
     processes = sorted({key.process for key in keys})
-    calls = _calls(work, processes)
-    # From here on the work is joins on one core each: what is read next is read beside them.
-    with ThreadPoolExecutor(1) as beside:
-        fetched = beside.submit(_fetch_ranges, work.source)
-        waiting = beside.submit(
-            stream_waits,
+    # All tables at once would be the most that memory ever holds of a large input.
+    ahead = not work.large
+    read_ranges = reader.read(lambda: nsys_tables.ranges(work.source), ahead=ahead)
+    read_layouts = reader.read(lambda: nccl_nvtx.payload_layouts(work.source), ahead=ahead)
+    read_calls = reader.read(lambda: nsys_tables.calls(work), ahead=ahead)
+    per_rank = [_by_time(work, activities.pop(key.process | key.device)) for key in keys]
+    activities.clear()
+    calls_of = cache(lambda: _calls(work, processes, read_calls.take()))
+
+    def capture_end() -> int:
+        ends = [table["end"].max() for table in per_rank]
+        ends += [one.table["end_ns"].max() for one in calls_of().values()]
+        return max(int(end) for end in ends)  # type: ignore[arg-type]
+
+    ranges, nccl = _ranges(work, processes, capture_end, read_ranges.take())
+    launches = nccl_nvtx.launches(
+        {key.process: nccl[key.process] for key in keys if key.process in nccl}, read_layouts.take()
+    )
+    del nccl
+    calls = calls_of()
+    waiting = reader.read(
+        lambda: stream_waits(
             work.source,
             {(key.process, key.device): calls.get(key.process, _NO_CALLS) for key in keys},
         )
-        tables: list[pl.DataFrame] = []
-        while per_rank:
-            one = calls.get(keys[len(tables)].process, _NO_CALLS)
-            tables.append(_with_calls(per_rank.pop(0), one))
-        _report_joins(work, tables, calls)
-        ends = [int(table["end_ns"].max()) for table in tables]  # type: ignore[arg-type]
-        ends += [int(one.table["end_ns"].max()) for one in calls.values()]  # type: ignore[arg-type]
-        rows = [fetched.result()]
-        del fetched  # it holds them too, and they are reshaped several times
-        ranges, nccl = _ranges(work, processes, max(ends), rows.pop())
-        waits = waiting.result()
+    )
+    tables: list[pl.DataFrame] = []
+    while per_rank:
+        one = calls.get(keys[len(tables)].process, _NO_CALLS)
+        tables.append(_with_calls(per_rank.pop(0), one))
+    _report_joins(work, tables, calls)
     found = nccl_nvtx.collectives(
         [
-            nccl_nvtx.RankLaunches(
-                process=key.process,
-                nccl=nccl.get(key.process),
-                activities=table,
-                calls=calls.get(key.process, _NO_CALLS).table,
-            )
+            nccl_nvtx.RankWork(key.process, table, calls.get(key.process, _NO_CALLS).table)
             for key, table in zip(keys, tables, strict=True)
         ],
-        nccl_nvtx.payload_layouts(work.source),
+        launches,
         work.names.code,
     )
+    waits = waiting.take()
     work.issues.extend(found.issues)
     numbers = found.ranks or tuple(range(len(keys)))
     memory = _memory(work, keys)
@@ -725,15 +331,6 @@ def _build_ranks(
         for number, key, table, collectives in zip(numbers, keys, tables, found.tables, strict=True)
     ]
     return tuple(sorted(traces, key=lambda trace: trace.rank))
-
-
-def _sorted_by_time(frame: pl.DataFrame) -> pl.DataFrame:
-    """`frame` by (start, end), stable."""
-    frame = frame.sort("start", maintain_order=True)  # one key sorts several times faster than two
-    tied = (pl.col("start") == pl.col("start").shift()) & (pl.col("end") < pl.col("end").shift())
-    if frame.select(tied.any()).item():
-        frame = frame.sort("start", "end", maintain_order=True)
-    return frame
 
 
 def _with_calls(frame: pl.DataFrame, calls: ProcessCalls) -> pl.DataFrame:
@@ -778,25 +375,8 @@ def _report_joins(
 # --- host ranges ----------------------------------------------------------------------------
 
 
-def _fetch_ranges(source: TableSource) -> pl.DataFrame:
-    return source.fetch(
-        RANGES,
-        (
-            Column("start", NO_TIME),
-            Column("end", NO_TIME),
-            Column("eventType"),
-            Column("globalTid", 0),
-            Column("domainId", 0),
-            Column("textId"),
-            Column("text", ""),
-            Column("binaryData", b""),
-        ),
-        Among("eventType", (*_RANGE_TYPES, _DOMAIN_CREATED)),
-    )
-
-
 def _ranges(
-    work: Build, processes: Sequence[int], capture_end: int, frame: pl.DataFrame
+    work: Build, processes: Sequence[int], capture_end: Callable[[], int], frame: pl.DataFrame
 ) -> tuple[dict[int, pl.DataFrame], dict[int, pl.DataFrame]]:
     """The ranges of each process, and its NCCL ranges with their payloads."""
     owner = frame["globalTid"].to_numpy() & PROCESS_MASK
@@ -807,15 +387,15 @@ def _ranges(
     if not frame.select(known.all()).item():
         frame = frame.filter(known)
     frame = _named(work, frame).drop("textId")
-    domains = frame.filter(pl.col("eventType") == _DOMAIN_CREATED)
+    domains = frame.filter(pl.col("eventType") == DOMAIN_CREATED)
     if domains.height:
-        frame = frame.filter(pl.col("eventType") != _DOMAIN_CREATED)
-    frame = frame.drop("eventType").with_columns(
-        end=pl.when(pl.col("end") == NO_TIME)
-        .then(pl.max_horizontal("start", pl.lit(capture_end, dtype=pl.Int64)))
-        .otherwise("end")
-    )
-    frame = work.drop(RANGES, frame, _sane_interval(allow_empty=True))
+        frame = frame.filter(pl.col("eventType") != DOMAIN_CREATED)
+    frame = frame.drop("eventType")
+    is_open = pl.col("end") == NO_TIME
+    if frame.select(is_open.any()).item():
+        latest = pl.max_horizontal("start", pl.lit(capture_end(), dtype=pl.Int64))
+        frame = frame.with_columns(end=pl.when(is_open).then(latest).otherwise("end"))
+    frame = work.drop(RANGES, frame, sane_interval(allow_empty=True))
     if not frame.height:
         work.issue(
             "no-ranges",
@@ -935,7 +515,7 @@ def _memory(work: Build, keys: Sequence[RankKey]) -> dict[RankKey, pl.DataFrame]
             Column("memKind"),
             Column("memoryOperationType"),
         ),
-        Among("memKind", tuple(_device_memory_kinds(work.source))),
+        Among("memKind", tuple(nsys_tables.device_memory_kinds(work.source))),
     )
     frame = work.drop(
         MEMORY,

@@ -6,7 +6,8 @@ from pathlib import Path
 import polars as pl
 
 from moe_advisor.errors import InputError
-from moe_advisor.ingest.nsys_build import KNOWN_TABLES, build
+from moe_advisor.ingest.nsys_build import build
+from moe_advisor.ingest.nsys_tables import KNOWN_TABLES
 from moe_advisor.model import NONE, LoadedInput
 from moe_advisor.privacy import display_name
 from moe_advisor.table_source import (

@@ -21,6 +21,12 @@ FORMAT = "nsys-rep"
 SUFFIX = ".nsys-rep"
 NSYS_VARIABLE = "NSYS"
 
+CACHED = ("nsys-", ".sqlite")
+"""How the name of an export in a cache folder begins and ends."""
+
+TEMPORARY = "moe-advisor-"
+"""How the name of a temporary folder begins."""
+
 VERSION_TIMEOUT_S = 30
 """`nsys --version` takes well under a second."""
 
@@ -90,28 +96,56 @@ def load(path: Path, *, nsys: Path | None = None, cache: Path | None = None) -> 
 @contextlib.contextmanager
 def _exported(path: Path, program: Path, cache: Path | None) -> Iterator[Path]:
     """The SQLite export of `path`: from the cache, or made; temporary files are removed."""
-    kept = _cached_path(path, cache) if cache is not None else None
-    if kept is not None and is_sqlite(kept):
-        yield kept
-        return
+    kept = _cached_path(path, program, cache) if cache is not None else None
     if kept is not None:
         kept.parent.mkdir(parents=True, exist_ok=True)
     folder_of = kept.parent if kept is not None else None
-    with tempfile.TemporaryDirectory(prefix="moe-advisor-", dir=folder_of) as folder:
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY, dir=folder_of) as folder:
         export = Path(folder) / "export.sqlite"
-        _export(path, program, export)
-        if kept is None:
-            yield export
-            return
-        export.replace(kept)  # whole or not at all, also with two programs at once
-    yield kept
+        # Read under a name of our own: another program that bounds the cache may remove the kept.
+        if kept is None or not _linked(kept, export):
+            _export(path, program, export)
+            if kept is not None:
+                _keep(export, kept)
+        yield export
 
 
-def _cached_path(path: Path, cache: Path) -> Path:
-    """A name for the export that changes with the report's content or time."""
-    status = path.stat()
-    key = f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}"
-    return cache / f"nsys-{hashlib.sha256(key.encode()).hexdigest()[:32]}.sqlite"
+def _linked(kept: Path, export: Path) -> bool:
+    """Whether a kept export lies at `export` now; it was used just now."""
+    if not is_sqlite(kept):
+        return False
+    try:
+        os.utime(kept)
+        _duplicate(kept, export)
+    except OSError:  # gone meanwhile
+        return False
+    return True
+
+
+def _keep(export: Path, kept: Path) -> None:
+    """Puts an export into the cache: whole or not at all, also with two programs at once."""
+    named = export.with_name("kept.sqlite")
+    with contextlib.suppress(OSError):  # the cache saves time, nothing else
+        _duplicate(export, named)
+        named.replace(kept)
+
+
+def _duplicate(file: Path, other: Path) -> None:
+    """The same content under a second name, copied only where the file system has no links."""
+    try:
+        os.link(file, other)
+    except OSError:
+        shutil.copyfile(file, other)
+
+
+def _cached_path(path: Path, program: Path, cache: Path) -> Path:
+    """A name for the export that changes with the report's content and with nsys."""
+    with path.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    status = program.stat()
+    key = f"{content}\0{program.name}\0{status.st_size}\0{status.st_mtime_ns}"
+    digest = hashlib.sha256(key.encode()).hexdigest()[:32]
+    return cache / f"{CACHED[0]}{digest}{CACHED[1]}"
 
 
 def _export(path: Path, program: Path, export: Path) -> None:

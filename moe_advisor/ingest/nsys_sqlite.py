@@ -4,7 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from moe_advisor.errors import InputError
-from moe_advisor.ingest.nsys_build import KNOWN_TABLES, build
+from moe_advisor.ingest.nsys_build import build
+from moe_advisor.ingest.nsys_tables import KNOWN_TABLES
 from moe_advisor.ingest.sqlite_reader import is_sqlite, open_sqlite
 from moe_advisor.model import CaptureIssue, LoadedInput, Severity
 from moe_advisor.privacy import display_name

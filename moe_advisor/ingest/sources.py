@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING
 
 from moe_advisor.errors import InputError
 from moe_advisor.ingest.sniff import ACCEPTED, detect, is_parquet_folder
-from moe_advisor.model import LoadedInput
 from moe_advisor.privacy import display_name
 
 if TYPE_CHECKING:
     from moe_advisor.ingest.json_stream import StreamLimits
+    from moe_advisor.model import LoadedInput
 
 MAX_DEPTH = 8  # folders below the one named; rank folders are one or two deep
 MAX_FILES = 200_000  # in one folder tree: a hundred times the largest job's number of ranks
@@ -35,6 +35,11 @@ def natural_key(path: Path) -> tuple[tuple[tuple[int, int | str], ...], str]:
     return tuple((0, int(p)) if p.isdecimal() and len(p) < 4000 else (1, p) for p in pieces), str(
         path
     )
+
+
+def own_output(name: str) -> bool:
+    """Whether a file of this name is what this program wrote, and no input."""
+    return bool(_OWN_OUTPUT.search(name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +191,7 @@ def load(
     limits: "StreamLimits | None" = None,
     nsys: Path | None = None,
     cache: Path | None = None,
-) -> LoadedInput:
+) -> "LoadedInput":
     """Loads `path`, of the format that `sniff.detect` told, with that format's reader.
 
     `nsys` is the program that exports a report, into `cache` or a temporary folder. Raises

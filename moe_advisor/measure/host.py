@@ -75,7 +75,9 @@ def host_calls(rank: RankTrace, taxonomy: Taxonomy) -> HostCalls:
     alloc = np.flatnonzero(kinds.alloc)
     freed = start[among(names, [n for n in kinds.names if rank.names[n] in _FREES])]
     asked = start[among(names, [n for n in kinds.names if rank.names[n] in _MALLOCS])]
-    contexts = {n: taxonomy.context(rank.names[n]) for n in rank.ranges["name"].unique().to_list()}
+    contexts = {
+        n: taxonomy.context(rank.names[n]) for n in distinct(rank.ranges["name"].to_numpy())
+    }
     loads = rank.ranges.filter(
         pl.col("name").is_in([name for name, context in contexts.items() if context == "data"])
     )

@@ -606,19 +606,14 @@ class _Measurement:
         copies = self.rank.activities["copy_kind"].to_numpy()
         text = " ".join(self.rank.names[n] for n in used)
         rank_kinds = self.rank.ranges["kind"].to_numpy()
+        ranges = [self.rank.names[n] for n in distinct(self.rank.ranges["name"].to_numpy())]
         moved = self.rank.activities["bytes"].to_numpy() >= LARGE_COPY_BYTES
         return {
             "families": sorted(families),
             "expert_gemms": int(counted.sum()),
             "grouped_expert_gemms": int((grouped & counted).sum()),
-            "grouped_linear": any(
-                _GROUPED_LINEAR.search(self.rank.names[n])
-                for n in self.rank.ranges["name"].unique().to_list()
-            ),
-            "merged_schedule": any(
-                _MERGED_NODE.search(self.rank.names[n])
-                for n in self.rank.ranges["name"].unique().to_list()
-            ),
+            "grouped_linear": any(_GROUPED_LINEAR.search(name) for name in ranges),
+            "merged_schedule": any(_MERGED_NODE.search(name) for name in ranges),
             "fused_attention": bool(attention.any()),
             "attention": bool(self.roles.mask(Role.ATTENTION).any()),
             "dispatches": float(bursts.mean()) if len(bursts) else 0.0,
@@ -655,10 +650,7 @@ class _Measurement:
             ),
             "recomputes_experts": bool((recompute & experts).any()),
             "backward_seen": bool(self.roles.contexts.backward.any()),
-            "data_ranges": any(
-                self.taxonomy.context(self.rank.names[n]) == "data"
-                for n in self.rank.ranges["name"].unique().to_list()
-            ),
+            "data_ranges": any(self.taxonomy.context(name) == "data" for name in ranges),
         }
 
     def _stage(self) -> tuple[tuple[int, ...], int] | None:
@@ -718,7 +710,7 @@ class _Measurement:
         ranges = self.rank.ranges
         forward = [
             n
-            for n in ranges["name"].unique().to_list()
+            for n in distinct(ranges["name"].to_numpy())
             if self.taxonomy.context(self.rank.names[n]) == "forward"
         ]
         if not forward or not len(self.windows):

@@ -7,6 +7,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from moe_advisor.codes import distinct
 from moe_advisor.errors import ConfigError
 from moe_advisor.model import ActivityKind, RangeKind, RankTrace
 from moe_advisor.patterns import UserPattern, user_pattern
@@ -87,7 +88,7 @@ def find_steps(
 
 def _annotated(rank: RankTrace, pattern: str | None) -> _HostSteps | None:
     ranges = rank.ranges.filter(pl.col("kind") == RangeKind.ANNOTATION)
-    names = {name: rank.names[name] for name in ranges["name"].unique().to_list()}
+    names = {name: rank.names[name] for name in distinct(ranges["name"].to_numpy())}
     choices: tuple[tuple[str, re.Pattern[str] | UserPattern], ...] = STEP_NAMES
     if pattern is not None:
         choices = ((pattern, user_pattern(pattern, "--step-pattern")),)
@@ -272,7 +273,7 @@ def _ran_inside(
 
 def _drop_special(rank: RankTrace, windows: StepWindows) -> StepWindows:
     """Without the steps that save a checkpoint or evaluate."""
-    names = rank.ranges["name"].unique().to_list() if len(rank.ranges) else []
+    names = distinct(rank.ranges["name"].to_numpy())
     special = [name for name in names if SPECIAL_STEP.search(rank.names[name])]
     if not special:
         return windows

@@ -189,6 +189,8 @@ def from_tenths(value: int) -> str:
 
 def clean(text: str, limit: int = 1500) -> str:
     """Text from a trace or a rule, made harmless: no control or direction characters, one line."""
+    if len(text) <= limit and text.isascii() and text.isprintable():
+        return text
     if len(text) > 4 * limit:
         text = text[: 4 * limit]
     text = _BREAKS.sub(" ", _ANSI.sub("", text))

@@ -5,7 +5,7 @@ from typing import Any
 from moe_advisor.output import charts, run_view, step_view, tile_view
 from moe_advisor.output.formatting import count, from_tenths, ms, number, plural, tenths
 from moe_advisor.output.markup import embed, sort
-from moe_advisor.result import CollectiveView, Result
+from moe_advisor.result import CollectiveView, RankSummary, Result
 
 HEAT_COLUMNS = 64
 """Collectives shown in one heat map: more columns than that can't be read on any screen."""
@@ -29,11 +29,11 @@ NOTABLE_WAIT = 0.01
 def ranks_section(result: Result) -> dict[str, Any]:
     """Rank table, the sentence above it, and the heat maps."""
     named = step_view.extremes(result) if len(result.ranks) > 2 * step_view.EXTREMES else []
-    everyone = [_rank_row(result, [rank.rank], f"Rank {rank.rank}") for rank in result.ranks]
+    everyone = [_rank_row([rank], f"Rank {rank.rank}") for rank in result.ranks]
     if named:
         rows = [row for row in everyone if row["order"] in named]
-        others = [rank.rank for rank in result.ranks if rank.rank not in named]
-        rows.append(_rank_row(result, others, f"{len(others)} others, mean"))
+        others = [rank for rank in result.ranks if rank.rank not in named]
+        rows.append(_rank_row(others, f"{len(others)} others, mean"))
     else:
         rows = everyone
     views = [
@@ -67,9 +67,7 @@ def _weight(view: CollectiveView) -> tuple[float, str]:
     return (-sum(sum(one.wait_ms) for one in view.instances), view.group)
 
 
-def _rank_row(result: Result, ranks: list[int], name: str) -> dict[str, Any]:
-    own = [rank for rank in result.ranks if rank.rank in ranks]
-
+def _rank_row(own: list[RankSummary], name: str) -> dict[str, Any]:
     def mean(values: list[float | None]) -> float | None:
         known = [value for value in values if value is not None]
         return sum(known) / len(known) if known and len(known) == len(values) else None
@@ -85,7 +83,7 @@ def _rank_row(result: Result, ranks: list[int], name: str) -> dict[str, Any]:
     cells.append({"text": count(sum(late)) if late else "", "v": sort(sum(late)) if late else ""})
     return {
         "name": name,
-        "order": ranks[0] if len(ranks) == 1 else 1_000_000,
+        "order": own[0].rank if len(own) == 1 else 1_000_000,
         "device": ", ".join(sorted({rank.device or "unknown" for rank in own})),
         "cells": cells,
         "source": ", ".join(sorted({rank.rank_source.replace("-", " ") for rank in own})),

@@ -12,7 +12,8 @@ import msgspec
 
 from moe_advisor.errors import InputError
 from moe_advisor.ingest.json_stream import EventReader, StreamLimits
-from moe_advisor.ingest.kineto_events import KNOWN_CATEGORIES, repaired
+from moe_advisor.ingest.kineto_columns import KNOWN_CATEGORIES
+from moe_advisor.ingest.kineto_events import repaired
 from moe_advisor.privacy import display_name, gpu_name
 from moe_advisor.scrub.report import Report, Tally
 from moe_advisor.scrub.words import Cleaner, distinctive

@@ -11,6 +11,7 @@ import pytest
 from moe_advisor.errors import InputError
 from moe_advisor.ingest import kineto
 from moe_advisor.ingest.json_stream import StreamLimits
+from moe_advisor.ingest.kineto_ranks import rank_in_name
 from moe_advisor.model import (
     ACTIVITY_SCHEMA,
     CALL_SCHEMA,
@@ -355,7 +356,7 @@ def test_the_rank_in_a_collective_is_one_of_its_group(tmp_path: Path) -> None:
     ],
 )
 def test_the_rank_in_a_file_name(name: str, rank: int | None) -> None:
-    assert kineto.rank_in_name(name) == rank
+    assert rank_in_name(name) == rank
 
 
 def test_the_file_name_tells_the_rank_where_nothing_else_does(tmp_path: Path) -> None:

@@ -278,3 +278,26 @@ def test_a_stream_of_two_groups_tells_none(tmp_path: Path) -> None:
         kernel(SEND_RECV_KERNEL, 30, 5),
     )
     assert (got[2]["group"], got[2]["kind"]) == ("", CollectiveKind.UNKNOWN)
+
+
+def test_a_stream_that_computes_too_tells_no_group(tmp_path: Path) -> None:
+    gather = "ncclDevKernel_AllGather_RING_LL(x)"  # a CUDA graph's, say, beside synchronous ones
+    got = rows(
+        tmp_path,
+        kernel("ncclDevKernel_AllReduce_Sum_f32_RING_LL(x)", 10, 5, **collective("allreduce")),
+        kernel("elementwise", 20, 5),
+        kernel(gather, 30, 5),
+    )
+    assert [(row["group"], row["kind"]) for row in got] == [
+        ("1|[0, 1]", CollectiveKind.ALL_REDUCE),
+        ("", CollectiveKind.ALL_GATHER),
+    ]
+
+
+def test_kernels_of_nccls_expert_library_are_no_collectives_of_a_group(tmp_path: Path) -> None:
+    got = rows(
+        tmp_path,
+        kernel("ncclDevKernel_AllReduce_Sum_f32_RING_LL(x)", 10, 5, **collective("allreduce")),
+        kernel("nccl_ep_jit_ht_dispatch_kernel", 20, 5),
+    )
+    assert [row["kind"] for row in got] == [CollectiveKind.ALL_REDUCE]

@@ -114,9 +114,26 @@ def test_a_cached_export_is_used_again_until_the_report_changes(
         nsys_report.load(report, nsys=nsys, cache=cache)
     assert len(log(tmp_path)) == 1
     assert len(list(cache.iterdir())) == 1
+    elsewhere = tmp_path / "copy.nsys-rep"
+    elsewhere.write_bytes(report.read_bytes())
+    nsys_report.load(elsewhere, nsys=nsys, cache=cache)
+    assert len(log(tmp_path)) == 1
     report.write_bytes(HEAD + b"more")
     nsys_report.load(report, nsys=nsys, cache=cache)
     assert len(log(tmp_path)) == 2
+
+
+def test_an_export_that_is_thrown_out_while_it_is_read_is_still_read(
+    report: Path, tmp_path: Path
+) -> None:
+    nsys, cache = tool(tmp_path, 'cp "$GOOD" "$OUT"'), tmp_path / "cache"
+    nsys_report.load(report, nsys=nsys, cache=cache)
+    with nsys_report._exported(report, nsys, cache) as export:
+        (kept,) = cache.glob("nsys-*.sqlite")
+        kept.unlink()
+        assert export.stat().st_size > 0
+    assert not list(cache.iterdir())
+    assert len(log(tmp_path)) == 1
 
 
 def test_nsys_is_looked_for_in_the_option_the_variable_and_the_path(tmp_path: Path) -> None:

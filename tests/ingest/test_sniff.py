@@ -145,3 +145,11 @@ def test_hostile_characters_of_a_name_stay_out_of_the_message(tmp_path: Path) ->
         detect(path)
     assert "\x1b" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_is_looked_at_again_once_it_is_another(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('{"schemaVersion": 1, "traceEvents": []}')
+    assert detect(path) == detect(path) == "kineto"
+    path.write_text('{"schema": "moe-advisor/result"}')
+    assert detect(path) == "result"

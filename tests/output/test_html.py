@@ -358,3 +358,11 @@ def test_a_crowd_stays_below_five_megabytes_and_says_what_is_left_out() -> None:
     assert "Down-sampled: 123,456" in page
     assert "992 others between them are in result.json" in page
     assert "100 further layers are in result.json" in page
+
+
+def test_prepared_templates_are_all_that_a_report_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = html.render(balanced())
+    html._environment.cache_clear()
+    html.prepare()
+    monkeypatch.setattr("jinja2.Environment.compile", None)
+    assert html.render(balanced()) == expected

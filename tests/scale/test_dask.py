@@ -49,8 +49,10 @@ def test_a_cluster_that_loses_a_worker_gives_the_same_bytes(
 
         options = analysis.Options(executor="dask", scheduler=cluster.scheduler_address)
         spread = encode(analysis.analyze([str(ranks)], options, kill_one))
+        elsewhere = encode(analysis.analyze([ranks.as_uri()], options))
     assert killed.is_set()
     assert spread == local
+    assert elsewhere == local  # workers copied what they read
 
 
 def test_a_scheduler_that_isnt_there_or_isnt_named_is_one_line() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from moe_advisor.errors import ConfigError
-from moe_advisor.execute import TRIES, Failed, LocalProcesses, raise_if_option
+from moe_advisor.execute import TRIES, Failed, LocalProcesses, raise_if_option, timed
 from tests.scale import work
 
 
@@ -94,3 +94,10 @@ os.kill(os.getpid(), signal.SIGTERM)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (128 + signal.SIGTERM, b"cleaned\n", b"")
+
+
+def test_a_task_of_a_cluster_past_its_time_is_given_up_and_others_are_not() -> None:
+    assert timed(work.hang, 1, 0.05) == Failed("took longer than 0.05 s")
+    assert timed(work.hang, 0, 600.0) == 0
+    assert timed(work.double, 13, 600.0) == Failed("thirteen.json: no trace")
+    assert timed(work.double, 4, None) == 8

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from moe_advisor import analysis, cache
+from moe_advisor import analysis, entries
 from moe_advisor.errors import ConfigError
 from moe_advisor.measure.partial import RankPartial
 from moe_advisor.measure.summary import summarise
@@ -40,7 +40,9 @@ def ranks(real_trace: Traces, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def encode_partial(partial: RankPartial) -> bytes:
-    return cache.encode(cache.Entry(analysis.InputInfo("a", "kineto", None, ()), (), (partial,)))
+    return entries.encode(
+        entries.Entry(analysis.InputInfo("a", "kineto", None, ()), (), (partial,))
+    )
 
 
 def result(folder: Path, **options) -> bytes:
@@ -79,8 +81,10 @@ def test_partials_merge_in_any_order_and_grouping(ranks: Path) -> None:
     regrouped = [
         partial
         for group in (shuffled[:3], shuffled[3:4], shuffled[4:])
-        for partial in cache.decode(  # each group travels on its own
-            cache.encode(cache.Entry(analysis.InputInfo("a", "kineto", None, ()), (), tuple(group)))
+        for partial in entries.decode(  # each group travels on its own
+            entries.encode(
+                entries.Entry(analysis.InputInfo("a", "kineto", None, ()), (), tuple(group))
+            )
         ).partials
     ]
     order = sorted(regrouped, key=lambda one: one.rank)

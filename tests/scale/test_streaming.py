@@ -1,6 +1,7 @@
 """What a Kineto reader keeps of an event must not hold the file's text in memory."""
 
-from moe_advisor.ingest.kineto_events import Columns, EventDecoder
+from moe_advisor.ingest.kineto_columns import Columns
+from moe_advisor.ingest.kineto_events import EventDecoder
 
 CALL = (
     b'[{"ph": "X", "cat": "%s", "name": "record_param_comms", "ts": 1, "dur": 1, "pid": 1,'
