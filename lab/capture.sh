@@ -5,11 +5,12 @@
 # Variants are those of ep_moe.py; mcore_NAME those of mcore_train.py (megatron-core on PYTHONPATH);
 # shm_NAME and shm_mcore_NAME run with GPU peer-to-peer off, which stands in for a slow link.
 # CUDA_GRAPH_TRACE=graph traces CUDA graphs whole; NO_EXPORT=1 leaves the export to export.sh;
-# NSYS_ARGS holds more options of nsys.
+# NSYS_ARGS holds more options of nsys, LAB_ARGS more of the trainer; GPUS is how many to use (all),
+# the first that CUDA_VISIBLE_DEVICES leaves.
 set -euo pipefail
 mode=$1 variants=$2 out=${3:-.}
 here=$(cd "$(dirname "$0")" && pwd)
-n=$(nvidia-smi -L | wc -l)
+n=${GPUS:-$(nvidia-smi -L | wc -l)}
 export OMP_NUM_THREADS=8 CUDA_DEVICE_MAX_CONNECTIONS=8 TORCH_NCCL_AVOID_RECORD_STREAMS=1
 export PYTHONPATH=$here/shim:${PYTHONPATH:-}
 prefix='' script=ep_moe.py
@@ -17,7 +18,7 @@ case $variants in shm_*) export NCCL_P2P_DISABLE=1; prefix=shm_; variants=${vari
 case $variants in mcore_*) script=mcore_train.py; prefix=${prefix}mcore_; variants=${variants//mcore_/};; esac
 mkdir -p "$out"
 run=(torchrun --nproc-per-node "$n" --master-port $((29500 + RANDOM % 400)) "$here/$script"
-     --variants "$variants" --prefix "$prefix" --out "$out" --mode "$mode")
+     --variants "$variants" --prefix "$prefix" --out "$out" --mode "$mode" ${LAB_ARGS:-})
 if [ "$mode" != nsys ]; then exec "${run[@]}"; fi
 name=$prefix$variants
 # Where the image ships nsys only inside Nsight Compute, that one serves.

@@ -697,9 +697,11 @@ def run(name):
     def export(p):
         target = f"{A.out}/{A.prefix}{name}.rank{rank}.json"
         if c["die"] and rank == 1:
+            # Kineto names its file when it is whole; PyTorch packs the finished one bit by bit.
+            target += ".gz"
             time.sleep(4)  # the other rank writes its trace whole
             if os.fork() == 0:
-                while not os.path.exists(target) or os.path.getsize(target) < 2**20:
+                while not os.path.exists(target) or os.path.getsize(target) < 2**17:
                     time.sleep(1e-4)
                 os.kill(os.getppid(), signal.SIGKILL)
                 os._exit(0)

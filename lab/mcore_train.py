@@ -172,6 +172,11 @@ VARIANTS: dict[str, Variant] = {
     "pp2_m8": Variant(pp=2, nmb=8),
     "vpp2_m4": Variant(pp=2, vpp=2, nmb=4),
     "vpp2_m8": Variant(pp=2, vpp=2, nmb=8),
+    # four GPUs
+    "ep2": Variant(ep=2),
+    "tp2_pp2": Variant(tp=2, pp=2, nmb=4, over={"sequence_parallel": True}),
+    "pp4_m8": Variant(pp=4, nmb=8, layers=8),
+    "vpp4_m8": Variant(pp=4, vpp=2, nmb=8, layers=8),
     "vpp2_ov_m8": Variant(
         pp=2, vpp=2, nmb=8, over={"overlap_p2p_comm": True, "batch_p2p_comm": False}
     ),
@@ -211,6 +216,7 @@ parser.add_argument("--mode", choices=["torch", "nsys", "none"], default="none")
 parser.add_argument("--out", default=".")
 parser.add_argument("--steps", type=int, default=10)
 parser.add_argument("--prefix", default="mcore_")
+parser.add_argument("--side-stream", action="store_true", help="never use the default stream")
 ARGS = parser.parse_args()
 
 RANK = int(os.environ["RANK"])
@@ -631,12 +637,15 @@ def main() -> None:
         mcore_utils.configure_nvtx_profiling(ARGS.mode == "nsys")
     for name in ARGS.variants.split(","):
         try:
-            run(name)
+            with torch.cuda.stream(torch.cuda.Stream() if ARGS.side_stream else None):
+                run(name)
         except Exception as error:
             print("FAILED", name, RANK, repr(error)[:300], flush=True)
             traceback.print_exc(limit=-6)
             if ARGS.mode == "nsys" or "illegal" in repr(error):
                 break
+    if any("te_" in name and "graph" in name for name in ARGS.variants.split(",")):
+        os._exit(0)  # NCCL waits forever for communicators that captured graphs still hold
     dist.destroy_process_group()
 
 

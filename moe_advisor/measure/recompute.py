@@ -1,5 +1,6 @@
 """Forward work that runs again inside backward, from what the trace shows of its launch."""
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,11 @@ from moe_advisor.intervals import union
 from moe_advisor.model import NONE, ActivityKind, RangeKind, RankTrace
 from moe_advisor.roles.assign import RoleTable
 from moe_advisor.roles.roles import Role
+
+_ENGINE = "autograd::engine::evaluate_function"
+
+_FUNCTION_NAME = re.compile(r"[A-Za-z_]\w*")
+"""A custom autograd Function is recorded by its class's name; its backward node adds Backward."""
 
 MAX_ANCHORS = 4
 """So many forward passes are tried to find the one that a re-run forward repeats."""
@@ -28,8 +34,8 @@ def find_recompute(rank: RankTrace, roles: RoleTable) -> Recompute:
     """The activities launched by forward operators that run again inside backward.
 
     With operators (Kineto): what runs inside a backward node while gradients are recorded.
-    Without (nsys): kernels on the backward thread that repeat, around an attention forward kernel
-    or a forward annotation, the very sequence that the forward thread launched.
+    Without (nsys): kernels on the backward thread that repeat, around a kernel that is named after
+    the forward pass or a forward annotation, the very sequence that the forward thread launched.
     """
     if (rank.ranges["forward_tid"] != NONE).any():
         return Recompute(_from_operators(rank))
@@ -39,18 +45,19 @@ def find_recompute(rank: RankTrace, roles: RoleTable) -> Recompute:
 
 
 def _from_operators(rank: RankTrace) -> NDArray[np.bool_]:
-    """ATen operators that build an autograd graph while a backward node runs.
+    """Operators that build an autograd graph while a backward node runs.
 
     An ATen operator has a sequence number only where gradients are recorded; backward runs without
     that, so inside a backward node such an operator is forward work run again. Custom autograd
-    Functions are numbered always (`_AllToAllBackward` applies `_AllToAll`): they are no evidence.
+    Functions are numbered always: they are evidence outside their own backward alone, as an
+    `_AllToAllBackward` applies `_AllToAll`.
     """
     operators = rank.ranges.filter(pl.col("kind") == RangeKind.OPERATOR)
-    aten = [n for n in operators["name"].unique().to_list() if rank.names[n].startswith("aten::")]
-    nodes = operators.filter(pl.col("forward_tid") != NONE)
-    again = operators.filter(
-        (pl.col("forward_tid") == NONE) & (pl.col("sequence") != NONE) & pl.col("name").is_in(aten)
-    )
+    # A tensor hook runs before its node's own record, which then loses its forward thread.
+    engine = [number for number, text in enumerate(rank.names) if text.startswith(_ENGINE)]
+    nodes = operators.filter((pl.col("forward_tid") != NONE) | pl.col("name").is_in(engine))
+    numbered = operators.filter((pl.col("forward_tid") == NONE) & (pl.col("sequence") != NONE))
+    again = numbered.filter(pl.col("name").is_in(_forward_operators(rank, numbered, nodes)))
     tids, times = rank.calls["tid"].to_numpy(), rank.calls["start_ns"].to_numpy()
     launched = np.zeros(len(tids), np.bool_)
     for (tid,), part in nodes.group_by("tid", maintain_order=True):
@@ -79,6 +86,26 @@ def _from_operators(rank: RankTrace) -> NDArray[np.bool_]:
     return result
 
 
+def _forward_operators(rank: RankTrace, numbered: pl.DataFrame, nodes: pl.DataFrame) -> list[int]:
+    """Operators of forward work alone: ATen's, and Functions that their backward does not apply."""
+    found = []
+    text_of = {number: rank.names[number] for number in distinct(nodes["name"].to_numpy())}
+    for name in distinct(numbered["name"].to_numpy()):
+        text = rank.names[name]
+        if text.startswith("aten::"):
+            found.append(name)
+        elif _FUNCTION_NAME.fullmatch(text):
+            own = [number for number, node in text_of.items() if node.endswith(f"{text}Backward")]
+            if not own:
+                continue
+            at = numbered.filter(pl.col("name") == name)["start_ns"].to_numpy()
+            part = nodes.filter(pl.col("name").is_in(own))
+            spans = union(part["start_ns"].to_numpy(), part["end_ns"].to_numpy())
+            if not spans.contains(at).any():
+                found.append(name)
+    return found
+
+
 def _from_repeated_sequence(rank: RankTrace, roles: RoleTable) -> Recompute:
     """Sequences of the forward thread that the backward thread launches again."""
     none = np.zeros(len(rank.activities), np.bool_)
@@ -96,9 +123,7 @@ def _from_repeated_sequence(rank: RankTrace, roles: RoleTable) -> Recompute:
     kernels = rank.activities["kind"].to_numpy()[rows] == ActivityKind.KERNEL
     again = rows[backward & kernels]
     first = rows[~backward & kernels]
-    anchors = {
-        number for number in distinct(names[first]) if _is_forward_attention(rank.names[number])
-    }
+    anchors = {number for number in distinct(names[first]) if _is_forward(rank.names[number])}
     reopened, annotated = _reopened_ranges(rank, roles)
     launched_again = np.zeros(len(rank.activities), np.bool_)
     launched_again[rows] = reopened[call[rows]]
@@ -107,7 +132,7 @@ def _from_repeated_sequence(rank: RankTrace, roles: RoleTable) -> Recompute:
         told = annotated or launched_again.any()
         return Recompute(
             launched_again,
-            None if told else "no attention kernel or forward range to tell a forward pass by",
+            None if told else "no kernel or range that is named after the forward pass",
         )
     first_names, again_names = names[first], names[again]
     first_anchor = np.flatnonzero(np.isin(first_names, sorted(anchors)))
@@ -163,12 +188,11 @@ def _is_library_call(name: str) -> bool:
     return name.startswith(("nvte_", "quantize_")) and not name.endswith(("_fwd", "_forward"))
 
 
-def _is_forward_attention(name: str) -> bool:
+def _is_forward(name: str) -> bool:
+    """Kernels whose names say that they belong to a forward pass (attention, softmax, norms)."""
     lowered = name.lower()
-    return any(
-        text in lowered
-        for text in ("flash_fprop", "flash_fwd", "attnfwd", "attentionforward", "fmha_cutlassf")
-    )
+    told = any(text in lowered for text in ("forward", "fwd", "fprop", "fmha_cutlassf"))
+    return told and not any(text in lowered for text in ("backward", "bwd", "bprop"))
 
 
 def _common(first: NDArray[np.uint32], second: NDArray[np.uint32]) -> int:

@@ -98,7 +98,7 @@ _WITHOUT_CONTEXT = {
     "collective": Role.COLLECTIVE_OTHER,
 }
 
-_VAGUE = (UNKNOWN, "moe", "attention", "forward", "backward")
+_VAGUE = (UNKNOWN, "moe", "attention", "forward", "backward", "checkpoint_backward")
 """Ranges that hold several kinds of work: what stands under them is open to structure."""
 
 _FAMILY_BY_CONTEXT = {
@@ -258,6 +258,7 @@ def _communication(
     table = rank.collectives
     families: dict[int, str] = {}
     described = np.zeros(len(roles), np.bool_)
+    library = bool((nature == _NATURE_INDEX["ep_dispatch"]).any())
     for (group, description), part in table.group_by(["group", "description"], maintain_order=True):
         family = taxonomy.group_family(rank.names[int(description)])
         source = Source.METADATA
@@ -265,7 +266,8 @@ def _communication(
             family, source = _family_of_group(rank, rows, nature, contexts, part)
         families[int(group)] = family
         at = part["activity"].to_numpy()
-        roles[at] = _roles_of_group(family, part)
+        counts = family == "ep" and (library or _feeds_all_to_all(rank, at))
+        roles[at] = _roles_of_group(family, part, counts)
         sources[at] = source
         described[at] = True
     alone = np.flatnonzero((nature == _NATURE_INDEX["collective"]) & ~described)
@@ -347,12 +349,14 @@ def _family_of_group(
         CollectiveKind.ALL_GATHER,
         CollectiveKind.REDUCE_SCATTER,
     }:
-        if (
-            kinds == {CollectiveKind.ALL_GATHER}
-            and _all_small(sizes)
-            and _feeds_all_to_all(rank, at)
-        ):
-            return "ep", Source.STRUCTURE
+        if kinds == {CollectiveKind.ALL_GATHER} and _feeds_all_to_all(rank, at):
+            untold = (sizes == NONE).all()  # CUDA graphs replay it without its metadata
+            if untold or _all_small(sizes):
+                return "ep", Source.STRUCTURE
+        if {CollectiveKind.ALL_GATHER, CollectiveKind.REDUCE_SCATTER} <= kinds:
+            alone = _experts_between(rows, nature, contexts, at)
+            if len(alone) and float(alone.mean()) >= EXPERTS_BETWEEN_SHARE:
+                return "ep", Source.STRUCTURE  # gathered for all experts, reduced behind them
         attention = int((nature == _NATURE_INDEX["attention"]).sum())
         if attention and len(at) > TP_PER_ATTENTION * attention:
             return "tp", Source.STRUCTURE
@@ -383,6 +387,19 @@ def _beside_attention(rows: _Rows, nature: NDArray[np.int8], at: NDArray[np.int6
     between = np.searchsorted(gemm_start, starts) - np.searchsorted(gemm_start, since)
     near |= (before >= 0) & (between == 0)
     return float(near.mean()) > ADJACENT_SHARE
+
+
+def _experts_between(
+    rows: _Rows, nature: NDArray[np.int8], contexts: LaunchContexts, at: NDArray[np.int64]
+) -> NDArray[np.bool_]:
+    """Per gap between two of these collectives: whether experts are the only GEMMs in it."""
+    products = nature == _NATURE_INDEX["gemm"]
+    inside = rows.context == contexts.of("experts")
+    experts = (nature == _NATURE_INDEX["expert_gemm"]) | (products & inside)
+    others = (products & ~inside) | (nature == _NATURE_INDEX["attention"])
+    starts = np.sort(rows.start[at])
+    found = [np.searchsorted(np.sort(rows.start[one]), starts) for one in (experts, others)]
+    return np.asarray((np.diff(found[0]) > 0) & (np.diff(found[1]) == 0))
 
 
 def _family_of_exchange(
@@ -424,9 +441,12 @@ def _feeds_all_to_all(rank: RankTrace, at: NDArray[np.int64]) -> bool:
     return bool(len(place)) and float(is_all_to_all[place + 1].mean()) > 0.5
 
 
-def _roles_of_group(family: str, part: pl.DataFrame) -> NDArray[np.int8]:
+def _roles_of_group(family: str, part: pl.DataFrame, counts: bool) -> NDArray[np.int8]:
+    """Roles of a communicator's collectives; `counts` says what gathers of no known size carry."""
     rows = list(part.select("kind", "bytes_sent").iter_rows())
     roles = {row: _role_of(family, CollectiveKind(row[0]), row[1]) for row in set(rows)}
+    if counts:
+        roles[(int(CollectiveKind.ALL_GATHER), NONE)] = Role.EP_NOTIFY
     return np.asarray([roles[row] for row in rows], np.int8)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from moe_advisor.codes import distinct
 from moe_advisor.intervals import union
 from moe_advisor.model import NONE, RangeKind, RankTrace
 from moe_advisor.nesting import Nesting
@@ -37,7 +38,7 @@ def launch_contexts(rank: RankTrace, taxonomy: Taxonomy) -> LaunchContexts:
     calls = len(rank.calls)
     ranges = rank.ranges.filter(pl.col("kind") != RangeKind.LIBRARY)
     meanings = {
-        name: taxonomy.context(rank.names[name]) for name in ranges["name"].unique().to_list()
+        name: taxonomy.context(rank.names[name]) for name in distinct(ranges["name"].to_numpy())
     }
     names = (UNKNOWN, *sorted({meaning for meaning in meanings.values() if meaning}))
     number = {name: index for index, name in enumerate(names)}
@@ -74,9 +75,7 @@ def _backward_links(table: pl.DataFrame, own: pl.DataFrame) -> pl.DataFrame:
     forward = table.filter((pl.col("forward_tid") == NONE) & (pl.col("sequence") != NONE))
     if not len(backward) or not len(forward) or not len(own):
         return pl.DataFrame(schema=schema)
-    forward = forward.sort("tid", "sequence", "start_ns").unique(
-        ["tid", "sequence"], keep="last", maintain_order=True
-    )
+    forward = forward.group_by("tid", "sequence", maintain_order=True).agg(pl.col("start_ns").max())
     around = _innermost(own, forward["tid"].to_numpy(), forward["start_ns"].to_numpy())
     labels = np.where(around >= 0, own["label"].to_numpy()[around], 0).astype(np.int16)
     forward = forward.select(pl.col("tid").alias("thread"), "sequence").with_columns(

@@ -294,3 +294,58 @@ def test_exchanges_around_experts_inside_graphs_are_expert_traffic(
     found = [one for one in roles_of(b) if one not in ("attention", "expert_gemm")]
     assert len(found) == 6
     assert all(one.startswith(role) for one in found)
+
+
+GATHER, SCATTER = CollectiveKind.ALL_GATHER, CollectiveKind.REDUCE_SCATTER
+
+
+def test_a_group_that_gathers_before_experts_and_scatters_behind_them_is_expert_traffic() -> None:
+    """Megatron-Core's all-gather dispatcher, of whose group nothing is known but its calls."""
+    b = TraceBuilder()
+    for at in range(0, 300, 100):
+        b.kernel(at, at + 10, FLASH)
+        b.kernel(at + 10, at + 15, GEMM)
+        b.collective(at + 20, at + 25, GATHER, "c", name="ncclDevKernel_AllGather(x)", sent=1 << 17)
+        b.collective(at + 30, at + 40, GATHER, "c", name="ncclDevKernel_AllGather(x)", sent=1 << 24)
+        b.kernel(at + 40, at + 60, GROUPED)
+        b.collective(at + 60, at + 70, SCATTER, "c", name="ncclDevKernel_ReduceScatter(x)")
+    assert roles_of(b)[2:7] == [
+        "ep_notify",
+        "ep_dispatch",
+        "expert_gemm",
+        "ep_combine",
+        "attention",
+    ]
+
+
+def test_a_group_that_gathers_and_scatters_around_attention_is_no_expert_traffic() -> None:
+    b = TraceBuilder()
+    for at in range(0, 300, 100):
+        b.collective(at, at + 5, GATHER, "c", name="ncclDevKernel_AllGather(x)")
+        b.kernel(at + 10, at + 20, FLASH)
+        b.collective(at + 20, at + 25, SCATTER, "c", name="ncclDevKernel_ReduceScatter(x)")
+        b.kernel(at + 30, at + 35, GEMM)  # the router
+        b.kernel(at + 40, at + 60, GROUPED)
+    assert not [one for one in roles_of(b) if one.startswith("ep")]
+
+
+@pytest.mark.parametrize("feeds", [True, False])
+def test_gathers_without_metadata_before_a_dispatch_are_its_counts(feeds: bool) -> None:
+    """A CUDA graph that holds the dispatch's preparation replays them without metadata."""
+    b = TraceBuilder()
+    for at in range(0, 300, 100):
+        b.collective(at, at + 5, GATHER, "", name="ncclDevKernel_AllGather(x)", sent=-1)
+        if feeds:
+            b.collective(at + 10, at + 15, A2A, "e", "EXPERT_MODEL_PARALLEL_GROUP")
+        b.kernel(at + 20, at + 30, GROUPED)
+    assert roles_of(b)[0] == ("ep_notify" if feeds else "dp_param_gather")
+
+
+def test_what_a_checkpoint_runs_again_is_told_by_what_stands_around_it() -> None:
+    """Its range holds whatever was left out of the forward pass: here unfused attention."""
+    b = TraceBuilder()
+    b.range(0, 100, "CheckpointFunctionBackward")
+    names = (GEMM, ADD, "cunn_SoftMaxForwardReg<float>", ADD, GEMM)
+    for place, name in enumerate(names):
+        b.kernel(10 * place, 10 * place + 5, name, launch=1 + place)
+    assert roles_of(b)[:4] == ["attention"] * 4
