@@ -51,29 +51,24 @@ def whatif(
     Without --apply every change is tried on its own. Positive is time saved.
     """
     if listed:
-        from moe_advisor.whatif import CHANGES
-
-        for name, info in CHANGES.items():
-            click.echo(f"{name:<18}{info.title}: {info.description}")
-            if info.parameters:
-                click.echo(f"{'':<18}{name}=VALUE: {info.parameters}")
+        _list(kind)
         return
     from moe_advisor import analysis
     from moe_advisor.errors import ConfigError, InputError
+    from moe_advisor.whatif import fault
 
     if not paths:
         raise InputError("no input given; name a trace, or --list the changes")
+    if wrong := fault(names):
+        raise ConfigError(f"--apply {wrong}")
     options = analysis.Options(steps=steps, nsys=nsys, config=config, log=log, values=values)
     measured = analysis.measure(paths, options)
     run = analysis.judged(measured, options)
     simulator = analysis.Simulator.of(measured, run, names=not redacting())
     if simulator is None:
         raise InputError("no step with GPU work in the trace: there is nothing to simulate")
-    try:
-        found = simulator.each(names) if names else simulator.all()
-        together = simulator.combined(names) if len(names) > 1 else None
-    except KeyError as unknown:
-        raise ConfigError(_unknown(str(unknown.args[0]))) from None
+    found = simulator.each(names) if names else simulator.all()
+    together = simulator.combined(names) if len(names) > 1 else None
     step_ms = run.metrics["step_ms"].value or 0.0
     if kind == "json":
         import msgspec
@@ -118,11 +113,25 @@ def _line(name: str, estimate: Estimate, step_ms: float) -> str:
     )
 
 
-def _unknown(name: str) -> str:
-    from difflib import get_close_matches
-
+def _list(kind: str) -> None:
     from moe_advisor.whatif import CHANGES
 
-    near = get_close_matches(name, CHANGES, 1)
-    hint = f"; did you mean {near[0]}?" if near else "; --list shows them"
-    return f"--apply {name}: there is no such change{hint}"
+    if kind == "json":
+        import msgspec
+
+        rows = [
+            {
+                "name": name,
+                "title": info.title,
+                "description": info.description,
+                "parameters": info.parameters,
+                "assumptions": info.assumptions,
+            }
+            for name, info in CHANGES.items()
+        ]
+        click.echo(msgspec.json.format(msgspec.json.encode(rows), indent=1).decode())
+        return
+    for name, info in CHANGES.items():
+        click.echo(f"{name:<18}{info.title}: {info.description}")
+        takes = f"{name}=VALUE: {info.parameters}" if info.parameters else "takes no value"
+        click.echo(f"{'':<18}{takes}")

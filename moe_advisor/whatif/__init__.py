@@ -1,7 +1,7 @@
 """What a change would bring: a replayable step model, changes on it, estimates with ranges."""
 
 from moe_advisor.whatif.build import build
-from moe_advisor.whatif.catalog import CHANGES, ChangeInfo
+from moe_advisor.whatif.catalog import CHANGES, ChangeInfo, fault
 from moe_advisor.whatif.engine import combine, estimate, quality, replay_error, unexplained_share
 from moe_advisor.whatif.model import StepModel
 
@@ -12,6 +12,7 @@ __all__ = [
     "build",
     "combine",
     "estimate",
+    "fault",
     "quality",
     "replay_error",
     "unexplained_share",

@@ -1,5 +1,6 @@
 """Finds the MoE layers in a lane: dispatch, what the experts do, combine, forward and backward."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,7 +70,7 @@ def find_blocks(items: Items) -> list[Block]:
             clusters[-1][1] = at
             continue
         clusters.append([at, at])
-    local = items.has_role(*LOCAL)
+    local = items.has_role(*LOCAL).tolist()
     blocks: list[Block] = []
     reach = 0
     for number, inside in enumerate(links):
@@ -78,27 +79,63 @@ def find_blocks(items: Items) -> list[Block]:
         (first, first_end), (second, second_end) = clusters[number], clusters[number + 1]
         if first < reach:
             continue
-        begin = first
-        while begin > reach and local[begin - 1]:
-            begin -= 1
-        end = second_end + 1
-        while end < len(items) - 1 and local[end]:
-            end += 1
-        rows = slice(first, second_end + 1)
-        blocks.append(
-            Block(
-                begin,
-                first,
-                first_end + 1,
-                second,
-                second_end + 1,
-                end,
-                bool(items.backward[rows].mean() > 0.5),
-                bool(items.recompute[rows].mean() > 0.5),
-            )
-        )
-        reach = end
+        blocks.append(_block(items, local, reach, (first, first_end), (second, second_end)))
+        reach = blocks[-1].end
     return blocks
+
+
+def aligned(lanes: Sequence[Items], found: list[list[Block]]) -> list[list[Block]]:
+    """The same blocks on every lane; `found` where the lanes' collectives don't tell them.
+
+    A rank without a token runs no expert GEMM between its collectives, so its own work does not
+    show the layer: the other ranks' does, through the collectives that all take part in.
+    """
+    most = max(range(len(found)), key=lambda lane: len(found[lane]))
+    model = lanes[most].collective
+    same: list[list[Block]] = []
+    for items, own in zip(lanes, found, strict=True):
+        if len(own) == len(found[most]):
+            same.append(own)
+            continue
+        rows = np.flatnonzero(items.collective >= 0)
+        place = dict(zip(items.collective[rows].tolist(), rows.tolist(), strict=True))
+        local = items.has_role(*LOCAL)
+        blocks: list[Block] = []
+        for block in found[most]:
+            edges = (block.first, block.inside - 1, block.second, block.after - 1)
+            at = [place.get(int(model[edge]), -1) for edge in edges]
+            if min(at) < 0:
+                return found
+            reach = blocks[-1].end if blocks else 0
+            blocks.append(_block(items, local, reach, (at[0], at[1]), (at[2], at[3])))
+        same.append(blocks)
+    return same
+
+
+def _block(
+    items: Items,
+    local: NDArray[np.bool_],
+    reach: int,
+    dispatch: tuple[int, int],
+    combine: tuple[int, int],
+) -> Block:
+    """The block of these first and last collectives, with the local work around them."""
+    begin, end = dispatch[0], combine[1] + 1
+    while begin > reach and local[begin - 1]:
+        begin -= 1
+    while end < len(items) - 1 and local[end]:
+        end += 1
+    rows = slice(dispatch[0], combine[1] + 1)
+    return Block(
+        begin,
+        dispatch[0],
+        dispatch[1] + 1,
+        combine[0],
+        combine[1] + 1,
+        end,
+        bool(items.backward[rows].mean() > 0.5),
+        bool(items.recompute[rows].mean() > 0.5),
+    )
 
 
 def _before(flags: NDArray[np.bool_]) -> list[int]:

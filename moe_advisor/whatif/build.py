@@ -1,7 +1,7 @@
 """Builds the model of one representative step from the measured ranks."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,12 +15,13 @@ from moe_advisor.model import ActivityKind, CopyKind
 from moe_advisor.roles.roles import COMMUNICATION, Role
 from moe_advisor.roles.taxonomy import builtin
 from moe_advisor.whatif import calibrate
+from moe_advisor.whatif.blocks import PAYLOAD
 from moe_advisor.whatif.coarsen import coarsen
+from moe_advisor.whatif.delays import TOUCHING_NS, joined, with_delays
 from moe_advisor.whatif.model import (
     FAMILY_OF_ROLE,
     NEVER_LATE,
     NO_ITEM,
-    Calibration,
     Edges,
     Ints,
     Items,
@@ -43,9 +44,6 @@ SECTION_COLLECTIVES = 8
 MAX_LANES = 16
 """So many ranks are replayed together; of more, the slowest and evenly spaced others."""
 
-TOUCHING_NS = 2_000
-"""Two time stamps of different clocks domains (host, GPU) that differ by less are the same."""
-
 WAIT_LAG_NS = 100_000
 """A synchronising call returns within this time after the work that it waited for; 5 to 30 µs are
 usual. If it takes longer, it did something else."""
@@ -63,9 +61,6 @@ QUEUE_BLOCKED_NS = 100_000
 QUEUE_DEPTH launches were pending; a launch takes 3 to 10 µs otherwise."""
 
 QUEUE_DEPTH = 256
-
-RECURRING = 3
-"""A gap between two kernels of a graph that was seen so often is the graph's own."""
 
 MEGATRON_NAMES = (
     "megatron.core",
@@ -113,9 +108,9 @@ def build(measured: Sequence[MeasuredRank], hardware: Mapping[str, Any]) -> Step
     participants = _match(parts)
     offsets = _offsets(parts)
     lanes = [part.lane(offset) for part, offset in zip(parts, offsets, strict=True)]
-    lanes = _with_transfers(lanes, participants)
+    lanes = _with_transfers(_agreed(lanes, len(participants)), participants)
     constants = calibrate.measure(ranks, lanes, hardware)
-    lanes = [_with_delays(lane, constants) for lane in lanes]
+    lanes = [with_delays(lane, constants) for lane in lanes]
     facts = dict(ranks[0].partial.facts)
     if any(name.startswith(MEGATRON_NAMES) for name in ranks[0].trace.names):
         facts["framework"] = "megatron"
@@ -304,7 +299,7 @@ class _Rank:
         )
         if not by_item:
             ends = [int(np.flatnonzero(stream == number)[-1]) for number in range(len(streams))]
-            edges = _joined(edges, [len(rows)] * len(ends), ends)
+            edges = joined(edges, [len(rows)] * len(ends), ends)
         return Lane(
             rank=one.partial.rank,
             step=self.name,
@@ -374,7 +369,7 @@ class _Rank:
                 found_on.append(on[good])
         if not found_item:
             return Edges(*(np.empty(0, np.int64) for _ in range(3)))
-        return _joined(
+        return joined(
             Edges(*(np.empty(0, np.int64) for _ in range(3))),
             np.concatenate(found_item),
             np.concatenate(found_on),
@@ -558,15 +553,6 @@ def _waits_table(waits: Sequence[_HostWait], clock: Ints) -> Waits:
     return Waits(*(table or [np.empty(0, np.int64) for _ in range(5)]))
 
 
-def _joined(edges: Edges, items: Iterable[int], on: Iterable[int]) -> Edges:
-    more = np.asarray(items, np.int64)
-    return Edges(
-        np.concatenate([edges.item, more]),
-        np.concatenate([edges.on, np.asarray(on, np.int64)]),
-        np.concatenate([edges.lag_ns, np.zeros(len(more), np.int64)]),
-    )
-
-
 # ------------------------------------------------------------------------------ several ranks
 
 
@@ -606,6 +592,22 @@ def _match(parts: Sequence[_Rank]) -> tuple[tuple[int, ...], ...]:
             parts[lane].collective[items] = first + np.arange(len(items))
         participants.extend([lanes] * len(members[0][1]))
     return tuple(participants)
+
+
+def _agreed(lanes: Sequence[Lane], collectives: int) -> list[Lane]:
+    """The lanes with one role per collective: a payload of next to nothing looks like counts."""
+    role = np.full(collectives, NO_ITEM, np.int64)
+    for lane in lanes:
+        rows = np.flatnonzero(lane.items.has_role(*PAYLOAD) & (lane.items.collective >= 0))
+        role[lane.items.collective[rows]] = lane.items.role[rows]
+    found = []
+    for lane in lanes:
+        roles = lane.items.role.copy()
+        rows = np.flatnonzero(lane.items.has_role(Role.EP_NOTIFY) & (lane.items.collective >= 0))
+        paid = role[lane.items.collective[rows]]
+        roles[rows] = np.where(paid == NO_ITEM, roles[rows], paid)
+        found.append(lane.with_items(role=roles))
+    return found
 
 
 def _offsets(parts: Sequence[_Rank]) -> list[int]:
@@ -658,56 +660,4 @@ def _with_transfers(lanes: Sequence[Lane], participants: Sequence[tuple[int, ...
             after, np.minimum(1_000, items.duration_ns[rows]), items.duration_ns[rows]
         )
         found.append(lane.with_items(transfer_ns=transfer))
-    return found
-
-
-def _with_delays(lane: Lane, usual: Calibration) -> Lane:
-    """The lane with what each start waited for divided into known costs and an unexplained rest."""
-    items, edges = lane.items, lane.edges
-    start = items.start_ns
-    end = start + items.duration_ns
-    launched = items.latency_ns > NEVER_LATE
-    # A graph launch prepares the whole graph before its first kernel starts.
-    slow = max(usual.graph_latency_ns, usual.latency_ns)
-    most = np.where(items.graph_heads(), slow, usual.latency_ns)
-    latency = np.where(launched, np.minimum(most, start - items.launch_ns), NEVER_LATE)
-    before = stream_predecessor(items.stream)
-    free = np.where(before >= 0, end[before], 0)
-    gap = np.minimum(np.maximum(usual.gap_ns, _graph_gaps(items, before)), start - free)
-    lag = np.minimum(usual.gap_ns, start[edges.item] - end[edges.on])
-    bound = np.maximum(items.launch_ns + latency, free + gap)
-    np.maximum.at(bound, edges.item, end[edges.on] + lag)
-    return replace(
-        lane,
-        items=replace(items, latency_ns=latency, gap_ns=gap, residual_ns=start - bound),
-        edges=replace(edges, lag_ns=lag),
-    )
-
-
-def _graph_gaps(items: Items, before: Ints) -> Ints:
-    """Median gap between the same two kernels of a CUDA graph, 0 where it does not recur.
-
-    What comes back at the same place of every replay (branches that join, nodes that profilers
-    don't record) belongs to the graph.
-    """
-    found = np.zeros(len(items), np.int64)
-    rows = np.flatnonzero(items.in_graph & ~items.graph_heads() & (before >= 0))
-    if len(rows) < RECURRING:
-        return found
-    ends = (items.start_ns + items.duration_ns)[before[rows]]
-    names = np.stack([items.name[before[rows]], items.name[rows]])
-    _, place, count = np.unique(names, axis=1, return_inverse=True, return_counts=True)
-    gaps = items.start_ns[rows] - ends
-    for number in np.flatnonzero(count >= RECURRING).tolist():
-        mine = place == number
-        found[rows[mine]] = max(int(np.median(gaps[mine])), 0)
-    return found
-
-
-def stream_predecessor(stream: Ints) -> Ints:
-    """Per item the item before it on its stream, or NO_ITEM."""
-    order = np.argsort(stream, kind="stable")
-    same = np.concatenate([[False], stream[order][1:] == stream[order][:-1]])
-    found = np.full(len(stream), NO_ITEM, np.int64)
-    found[order[1:][same[1:]]] = order[:-1][same[1:]]
     return found

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from moe_advisor.measure.rank import MeasuredRank
+from moe_advisor.whatif.delays import stream_predecessor
 from moe_advisor.whatif.model import NEVER_LATE, Calibration, Lane
 
 DEFAULT_LAUNCH_NS = 6_000
@@ -49,8 +50,6 @@ def measure(
     ranks: Sequence[MeasuredRank], lanes: Sequence[Lane], hardware: Mapping[str, Any]
 ) -> Calibration:
     """The constants that the lanes show; the defaults where they show too little."""
-    from moe_advisor.whatif.build import stream_predecessor
-
     base = defaults(hardware)
     latency, graph, gap, host, short, wire = [], [], [], [], [], []
     for lane in lanes:
@@ -104,15 +103,21 @@ WIRE_BESIDE_COMPUTE = (0.34, 0.22, 0.1)
 hidden time in fourteen pairs of captures of chunked and merged overlap on both links, quartiles
 and median (benchmarks/overlap_costs.yaml)."""
 
+ROOM_FROM = (0.92, 0.85, 0.83)
+"""From which share of its time on a GEMM of one block per SM gives room to a collective that came
+after it: quartiles and median of 310 such starts in eleven captures of merged overlap
+(benchmarks/overlap_costs.yaml: room_from). Kernels of many waves do so in their last."""
+
 MERGE_MICROBATCHES = 3
 """With two micro-batches only one of four passes is merged; Megatron's guidance asks for many."""
 
-HANDOVER_NS = (260_000.0, 160_000.0, 110_000.0)
+HANDOVER_NS = (150_000.0, 118_000.0, 82_000.0)
 """Host time of one hand-over between the launching thread and autograd's in Megatron-Core's merged
 schedule, with what the node around it costs: streams, graph, events, inputs detached. Upper
-quartile, median and lower quartile of fourteen pairs of runs that no operator profiler stretched
-(benchmarks/overlap_costs.yaml: handovers). It is Python between recorded operators, so a
-profiler's stretch does not apply to it: in torch captures each is 0.20 to 0.29 ms of silence."""
+quartile, median and lower quartile of eight pairs of runs without a profiler that had the host to
+themselves (benchmarks/overlap_costs.yaml: handovers); beside another job on the host up to 0.8 ms.
+It is Python between recorded operators, so a profiler's stretch does not apply to it: in torch
+captures each is 0.20 to 0.29 ms of silence."""
 
 SHARED_GPU = (1.0, 1.0, 0.5)
 """Share of the time that two compute kernels run side by side which each loses to the other: all,
@@ -236,15 +241,13 @@ WAITING_LEFT = (0.5, 0.25, 0.0)
 """Share of the waiting between ranks that stays after stragglers are fixed: ranks always differ a
 little, 1 to 3 ms of 143 ms on two equal GPUs with equal tokens."""
 
-STRETCH = (1.2, 1.35, 1.5)
+STRETCH = (1.31, 1.49, 1.66)
 """How much a profiler stretches host work where no log tells, as of the trace of CUDA calls alone:
-host-bound steps grow by 20 to 50 %. Quartiles of 15 nsys captures are 1.1 and 1.3, but their steps
-before the capture ran with the profiler attached (benchmarks/overlap_costs.yaml: host_stretch)."""
+quartiles and median of eight nsys captures of whose step the host sets a fifth or more, each
+against the same job in processes without a profiler (benchmarks/overlap_costs.yaml)."""
 
-STRETCH_OPERATORS = (1.2, 1.4, 1.7)
-"""The same where the profiler recorded every operator as well: quartiles and median of 41 captures
-of the torch profiler, each against the ten steps before it in the same process, of whose traced
-step the host sets a fifth or more (benchmarks/overlap_costs.yaml: host_stretch)."""
+STRETCH_OPERATORS = (1.6, 1.91, 2.09)
+"""The same where the profiler recorded operators as well: 18 captures of the torch profiler."""
 
 REPEATABILITY = 0.015
 """Step times of one job repeat within 1 to 2 % from run to run: no prediction is better."""
@@ -265,8 +268,8 @@ streams, it is 0 to 2 %."""
 SECTION_TOLERANCE = 0.01
 """A modelled part within 1 % of the step is the whole step."""
 
-RANGE_POINTS = 0.08
-"""A range may always be 8 points of the step without a profiler wide."""
+RANGE_POINTS = 0.0799
+"""A range may always be 8 points of the step wide, less rounding."""
 
 RANGE_GAINS = 1.4
 """A much wider range than the expected gain helps nobody to decide."""

@@ -1,26 +1,29 @@
 """The list of changes that can be simulated, with what each assumes."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from types import MappingProxyType
 
 from moe_advisor.whatif import calibrate
 from moe_advisor.whatif.changes.dispatch import blocked, dispatcher
 from moe_advisor.whatif.changes.edit import Ask, Blocked, Context
 from moe_advisor.whatif.changes.experts import balanced_experts, grouped_gemm, permute_fusion
-from moe_advisor.whatif.changes.graphs import cuda_graphs
-from moe_advisor.whatif.changes.host import host_syncs, recompute, stragglers
-from moe_advisor.whatif.changes.overlap import ep_overlap
-from moe_advisor.whatif.changes.wire import link
+from moe_advisor.whatif.changes.graphs import SCOPES, cuda_graphs
+from moe_advisor.whatif.changes.host import RECOMPUTED, host_syncs, recompute, stragglers
+from moe_advisor.whatif.changes.overlap import MODES, ep_overlap
+from moe_advisor.whatif.changes.wire import is_link, link
 from moe_advisor.whatif.model import StepModel
 
 Apply = Callable[[StepModel, Ask], StepModel]
+Values = Callable[[str], bool]
 
 
 @dataclass(frozen=True)
 class ChangeInfo:
     """One what-if change; `order` is the order in which combined changes are applied.
 
+    `parameters` says which values it takes and `values` checks one; without them it takes none.
     `dominant` is the assumption that moves the range most, `contention` whether work that ran alone
     now runs beside communication, `error` the share of the gain that the model may be wrong by
     beyond its cases, `blocked` tells why the run can't count on the change yet.
@@ -34,9 +37,15 @@ class ChangeInfo:
     dominant: str
     apply: Apply
     order: int
+    values: Values | None = None
     contention: bool = False
     error: float = calibrate.MODEL_ERROR
     blocked: Callable[[StepModel, Context], Blocked | None] | None = None
+
+
+def _each_of(value: str, known: Sequence[str]) -> bool:
+    """Whether every part of a list with commas is known."""
+    return set(value.split(",")) <= set(known)
 
 
 _ALL = (
@@ -53,12 +62,13 @@ _ALL = (
         dominant="that the activations fit without other changes",
         apply=recompute,
         order=0,
+        values=lambda value: value == "none" or _each_of(value, ("selective", *RECOMPUTED)),
     ),
     ChangeInfo(
         name="balanced-experts",
         title="Balance the experts",
         description="Every rank receives the same number of tokens.",
-        parameters="none",
+        parameters="",
         assumptions=(
             "Expert time is proportional to tokens above the shortest kernel.",
             "The wire runs at the rate that its busiest rank reached.",
@@ -83,6 +93,7 @@ _ALL = (
         dominant="the rate that the library reaches on this machine",
         apply=dispatcher,
         order=3,
+        values=calibrate.DISPATCH_GBPS.__contains__,
         blocked=blocked,
     ),
     ChangeInfo(
@@ -100,12 +111,13 @@ _ALL = (
         dominant="the rate that the collectives reach on the faster link",
         apply=link,
         order=2,
+        values=is_link,
     ),
     ChangeInfo(
         name="grouped-gemm",
         title="Grouped expert GEMM",
         description="One launch for all local experts instead of one per expert.",
-        parameters="none",
+        parameters="",
         assumptions=(
             "Kernels that fill part of the GPU run side by side, limited by memory.",
             "The launches of the loop over experts go, with their host time.",
@@ -118,7 +130,7 @@ _ALL = (
         name="permute-fusion",
         title="Fuse the permutation",
         description="Token permutation and its inverse as one kernel each.",
-        parameters="none",
+        parameters="",
         assumptions=(
             "A fused permutation takes 1.1 to 2.5 times the time of moving its bytes.",
             "Per layer it leaves 19 launches before the dispatch, 2 after the combine and one stop"
@@ -133,7 +145,7 @@ _ALL = (
         name="host-syncs",
         title="No host synchronisation",
         description="No synchronising and allocator calls, no long pauses of the launching thread.",
-        parameters="none",
+        parameters="",
         assumptions=(
             "The waits are not needed for correctness; at worst every second one stays.",
             "A pause above 1 ms without a call is not launching (garbage collector, data).",
@@ -147,7 +159,7 @@ _ALL = (
         name="cuda-graphs",
         title="CUDA graphs",
         description="Launches inside the scope become one graph launch per layer and direction.",
-        parameters="scopes: attn,moe_router (default), moe_preprocess, full",
+        parameters="attn,moe_router (default), moe_preprocess, full or several of them",
         assumptions=(
             "Kernels keep their durations; a replay costs the host 20 to 60 µs and a launch.",
             "Shapes are static and the graphs' buffers fit; full also drops all waits.",
@@ -155,6 +167,7 @@ _ALL = (
         dominant="what the framework does around each graph replay",
         apply=cuda_graphs,
         order=7,
+        values=lambda value: _each_of(value.replace("+", ","), SCOPES),
         error=calibrate.HOST_ERROR,
     ),
     ChangeInfo(
@@ -164,10 +177,11 @@ _ALL = (
         parameters="1f1b (Megatron's merged micro-batches) or chunked (halves of one layer)",
         assumptions=(
             "GEMMs whose tiles are dealt out beforehand (CUTLASS) lose a wave to communication,"
-            " others the SMs that it holds; the wire is 10 to 34 % slower beside compute.",
+            " others the SMs that it holds; the wire is 10 to 34 % slower beside compute, and"
+            " starts in the tail of a kernel that fills the GPU.",
             "Chunked: small kernels don't get shorter; forward joins wait for the whole stream.",
             "1f1b: layers are launched in Megatron-Core's order; the launching thread hands over"
-            " to autograd's and back 9 times per layer and micro-batch, 0.11 to 0.26 ms each; the"
+            " to autograd's and back 9 times per layer and micro-batch, 0.08 to 0.15 ms each; the"
             " first forward and the last backward (with a pipeline: warm-up and cool-down) stay"
             " exposed; a second micro-batch is kept in memory. No pair with a pipeline has been"
             " measured.",
@@ -175,13 +189,14 @@ _ALL = (
         dominant="how much independent work really runs beside the wire",
         apply=ep_overlap,
         order=8,
+        values=MODES.__contains__,
         contention=True,
     ),
     ChangeInfo(
         name="stragglers",
         title="No waiting for slow ranks",
         description="Every rank finds its peers already there.",
-        parameters="none",
+        parameters="",
         assumptions=("The late ranks' delays go away; an upper bound for fixing them.",),
         dominant="that the delay of the late rank can be removed",
         apply=stragglers,
@@ -191,3 +206,23 @@ _ALL = (
 
 CHANGES: Mapping[str, ChangeInfo] = MappingProxyType({one.name: one for one in _ALL})
 """Change name -> what it does and assumes."""
+
+
+def fault(names: Sequence[str]) -> str | None:
+    """Why these changes (`change` or `change=value`) can't be simulated, in one line; or None."""
+    seen: set[str] = set()
+    for name in names:
+        change, given, value = name.partition("=")
+        info = CHANGES.get(change)
+        if info is None:
+            near = get_close_matches(change, CHANGES, 1)
+            hint = f"did you mean {near[0]}?" if near else "--list shows them"
+            return f"{name}: there is no such change; {hint}"
+        if change in seen:
+            return f"{name}: {change} is given twice; a change is made once"
+        if given and info.values is None:
+            return f"{name}: {change} takes no value"
+        if given and info.values is not None and not info.values(value):
+            return f"{name}: the value is {info.parameters}"
+        seen.add(change)
+    return None

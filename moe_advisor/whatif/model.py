@@ -91,7 +91,11 @@ class Items:
 
 @dataclass(frozen=True)
 class Edges:
-    """Dependencies between items of different streams: `item` starts after `on` ended + lag."""
+    """Dependencies between items of different streams: `item` starts after `on` ended + lag.
+
+    A negative lag is a start in the tail of a kernel that had filled the GPU, and `on` may then be
+    the later launched (`order.put_off`).
+    """
 
     item: Ints
     on: Ints

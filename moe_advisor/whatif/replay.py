@@ -7,29 +7,34 @@ from functools import cached_property
 import numpy as np
 
 from moe_advisor.whatif.model import NO_ITEM, Ints, Lane, StepModel
+from moe_advisor.whatif.order import put_off
+from moe_advisor.whatif.stretches import Stretches
 
 
 @dataclass(frozen=True)
 class Timing:
     """When everything happened: per lane, start and end of every item, ns after its step began."""
 
-    starts: tuple[list[int], ...]
-    ends: tuple[list[int], ...]
+    lanes: tuple["_Runner", ...]
     step_ns: tuple[int, ...]
     host_ns: tuple[int, ...]
     """Host time from the first launch of the step to the first of the next."""
     forced: int
     """Collectives that had to be released without a participant (order differs between ranks)."""
 
-    @cached_property
+    @property
     def start_ns(self) -> tuple[Ints, ...]:
-        """`starts` as arrays: most replays are only asked for their length."""
-        return tuple(np.asarray(one, np.int64) for one in self.starts)
+        """Starts of the items of each lane: most replays are only asked for their length."""
+        return tuple(start for start, _ in self._times)
+
+    @property
+    def end_ns(self) -> tuple[Ints, ...]:
+        """Ends of the items of each lane."""
+        return tuple(end for _, end in self._times)
 
     @cached_property
-    def end_ns(self) -> tuple[Ints, ...]:
-        """`ends` as arrays."""
-        return tuple(np.asarray(one, np.int64) for one in self.ends)
+    def _times(self) -> tuple[tuple[Ints, Ints], ...]:
+        return tuple(lane.times() for lane in self.lanes)
 
     @property
     def mean_step_ns(self) -> float:
@@ -51,15 +56,6 @@ class _Runner:
         duration = items.duration_ns
         if alone:
             duration = np.where(items.collective >= 0, items.transfer_ns, duration)
-        self.columns = (
-            items.stream.tolist(),
-            duration.tolist(),
-            host.tolist(),
-            items.latency_ns.tolist(),
-            items.gap_ns.tolist(),
-            items.residual_ns.tolist(),
-            ([NO_ITEM] * self.count if alone else items.collective.tolist()),
-        )
         self.edges = lane.edges.by_item
         self.waits: dict[int, list[tuple[int, int, int, int]]] = {}
         for item, *wait in zip(
@@ -76,11 +72,33 @@ class _Runner:
         self.free = [0] * (int(items.stream.max(initial=0)) + 1)
         # Most items wait for nothing but their launch and their stream.
         self.bound = bytearray(self.count)
-        for item in (*self.edges, *self.waits):
+        self.put_off = put_off(lane)
+        self.then: dict[int, list[int]] = {}
+        for item, last in sorted(self.put_off.items()):
+            self.then.setdefault(last, []).append(item)
+        self.late: dict[int, tuple[int, int, int, int, int, int]] = {}
+        """Items put off: stream, duration, arrival of the launch, gap, residual, collective."""
+        for item in (*self.edges, *self.waits, *self.put_off, *self.then):
             if 0 <= item < self.count:
                 self.bound[item] = True
+        matched: Ints = np.full(self.count, NO_ITEM) if alone else items.collective
+        apart = (np.frombuffer(self.bound, np.uint8) > 0) | (matched != NO_ITEM)
+        # What others wait for ends a stretch; the last item's start is the length of the step.
+        for awaited in (lane.edges.on, lane.waits.on):
+            apart[awaited[(awaited >= 0) & (awaited < self.count)]] = True
+        apart[-1:] = True
+        self.stretches = Stretches.of(items, host, duration, apart)
+        ends = self.stretches.last
+        self.rows = (
+            ends.tolist(),
+            np.frombuffer(self.bound, np.uint8)[ends].tolist(),
+            *(column.tolist() for column in self.stretches.columns()),
+            matched[ends].tolist(),
+        )
+        self.came: list[tuple[int, int]] = []
+        """When the host and the stream came to each stretch."""
         self.host = lane.host_start_ns
-        self.next = 0
+        self.next = self.where = 0
         self._run = self._running()
 
     def advance(self) -> int:
@@ -89,10 +107,12 @@ class _Runner:
 
     def _running(self) -> Iterator[int]:
         start, end, free = self.start, self.end, self.free
-        edges, waits = self.edges, self.waits
+        edges, waits, off, then = self.edges, self.waits, self.put_off, self.then
         host = self.host
-        rows = zip(range(self.count), self.bound, *self.columns, strict=True)
+        came = self.came
+        rows = zip(*self.rows, strict=True)
         for item, bound, where, duration, host_ns, latency, gap, residual, collective in rows:
+            came.append((host, free[where]))
             if bound and item in waits:
                 for work, own, on, lag in waits[item]:
                     host += work
@@ -100,6 +120,9 @@ class _Runner:
                     host += own
                     host = max(host, done)
             host += host_ns
+            if bound and item in off:
+                self.late[item] = (where, duration, host + latency, gap, residual, collective)
+                continue
             begin = free[where] + gap
             launched = host + latency
             if launched > begin:
@@ -111,20 +134,40 @@ class _Runner:
             begin += residual
             start[item] = begin
             if collective >= 0:
-                self.host, self.next = host, item
+                self.host, self.next, self.where = host, item, where
                 yield collective  # `release` says when it has ended
-                continue
-            finish = begin + duration
-            end[item] = finish
-            free[where] = finish
+            else:
+                finish = begin + duration
+                end[item] = finish
+                free[where] = finish
+            if bound and item in then:
+                for late in then[item]:
+                    self.host, self.next = host, late
+                    if (number := self._start(late)) >= 0:
+                        yield number
+                    else:
+                        self.release(start[late] + self.late[late][1])
         self.host, self.next = host, self.count
+
+    def _start(self, item: int) -> int:
+        """Starts an item that was put off; returns its collective or NO_ITEM."""
+        self.where, _, launched, gap, residual, collective = self.late[item]
+        begin = max(self.free[self.where] + gap, launched)
+        for on, lag in self.edges.get(item, ()):
+            begin = max(begin, self.end[on] + lag)
+        self.start[item] = begin + residual
+        return collective
 
     def release(self, end_ns: int) -> None:
         """Ends the collective that the lane stands at."""
-        item = self.next
-        self.end[item] = end_ns
-        self.free[self.columns[0][item]] = end_ns
-        self.next = item + 1
+        self.end[self.next] = end_ns
+        self.free[self.where] = end_ns
+        self.next += 1
+
+    def times(self) -> tuple[Ints, Ints]:
+        """Start and end of every item, once all have run."""
+        host, free = zip(*self.came, strict=True)
+        return self.stretches.times(host, free, self.start, self.end)
 
 
 def replay(model: StepModel, *, host_scale: float = 1.0, alone: bool = False) -> Timing:
@@ -168,8 +211,7 @@ def replay(model: StepModel, *, host_scale: float = 1.0, alone: bool = False) ->
             forced += 1
     steps = tuple(runner.start[-1] for runner in runners)
     return Timing(
-        tuple(runner.start for runner in runners),
-        tuple(runner.end for runner in runners),
+        tuple(runners),
         steps,
         tuple(runner.host - runner.lane.host_start_ns for runner in runners),
         forced,

@@ -163,7 +163,7 @@ def test_order_of_combined_changes_does_not_matter(model_of) -> None:
         ("torch/bigmem_full", "ep-overlap", "apply recompute first"),
         ("torch/base_mem", "stragglers", "can't be told from one rank"),
         ("nsys/base", "ep-overlap=1f1b", "2 micro-batches per step leave too few"),
-        ("nsys/base", "link=fast", "neither a number nor nvlink"),
+        ("nsys/base", "link=fast", "neither nvlink nor a factor above 0"),
         ("nsys/base", "link", "that is NVLink already"),
         ("torch/base_mem", "link", "all ranks of a group"),
     ],

@@ -114,11 +114,18 @@ def test_a_step_table_gives_back_what_went_into_it(
     assert first.lanes[0].items.start_ns.max() > first.lanes[0].items.start_ns[0]
 
 
-def test_runs_that_were_not_measured_alike_are_judged_apart(validate: dict[str, Any]) -> None:
-    pair = {"runs": [[100.0, 130.0], [100.0, 110.0], [100.0, 112.0]], "unlike": [0]}
-    row = {"measured": -0.12, "low": -0.20, "expected": -0.15, "high": -0.10}
-    assert validate["judged_alike"](pair, row) == (-0.11, "hit")
-    assert validate["judged_alike"]({**pair, "unlike": [0, 1, 2]}, row) is None
+def test_a_pair_is_judged_by_how_its_runs_were_made(validate: dict[str, Any]) -> None:
+    judges, left = validate["judges"], validate["others_of"]
+    runs = {"runs": [[100.0, 130.0], [100.0, 110.0]], "unlike": [0]}
+    assert judges(runs) == (pytest.approx([-0.10]), "alike")
+    assert left(runs) == pytest.approx([-0.30])
+    assert judges({**runs, "unlike": [0, 1]}) == (pytest.approx([-0.30, -0.10]), "unlike")
+    assert judges({**runs, "beside": [[100.0, 90.0]]}) == (pytest.approx([0.10]), "beside")
+    every = {**runs, "beside": [[100.0, 90.0]], "plain": [[100.0, 95.0]]}
+    assert judges(every) == (pytest.approx([0.05]), "plain")
+    assert sorted(left(every)) == pytest.approx([-0.30, -0.10, 0.10])
+    row = {"measured": 0.05, "low": -0.03, "expected": 0.03, "high": 0.05}
+    assert validate["judged_by_all"](every, row) == (-0.025, "miss: expected is too far off")
 
 
 def test_constants_are_what_their_sources_say(validate: dict[str, Any]) -> None:
@@ -129,5 +136,8 @@ def test_constants_are_what_their_sources_say(validate: dict[str, Any]) -> None:
     )
     each = np.asarray([one["each_ms"] for one in sources["handovers"]["used"]]) * 1e6
     assert np.percentile(each, (75, 50, 25)) == pytest.approx(calibrate.HANDOVER_NS, rel=0.05)
+    behind = sources["room_from"][0]
+    assert (behind["waits"], behind["behind"]) == ("collective", "one block per SM")
+    assert tuple(reversed(behind["share"][1:4])) == calibrate.ROOM_FROM
     counted = [one["handovers"] for one in sources["handovers"]["captures"]]
     assert np.median(counted) == 2 * HANDOVERS

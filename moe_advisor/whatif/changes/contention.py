@@ -25,20 +25,24 @@ def contended(
     starts: Sequence[Ints],
     ends: Sequence[Ints],
     case: Case,
+    delays: Sequence[Ints] | None = None,
 ) -> StepModel:
-    """`model` with what runs beside moved communication slowed; times are those of `model`.
+    """`model` with what runs beside moved communication slowed; `starts` and `ends` are a replay's.
+
+    `delays` are those that this function had added before that replay.
 
     A GEMM whose tiles are dealt out beforehand and that fills the GPU exactly once runs its
     left-over blocks after the others as soon as communication holds a single SM; every other one
     slows by the share of SMs held. Memory bound kernels share the memory's bandwidth with the wire,
-    which is slower beside compute itself. Slowdowns count only while both are there.
+    which is slower beside compute itself. Slowdowns count only while both are there. A wire that is
+    ready while a kernel fills the GPU starts in that kernel's tail.
     """
     weight = (2.0, 1.0, 0.0)[case]
     static = [n for n, name in enumerate(model.names) if STATIC_SCHEDULE.search(name)]
     lanes = []
     sms = model.calibration.sm_count
-    for lane, original, start, end in zip(model.lanes, before.lanes, starts, ends, strict=True):
-        items = lane.items
+    for number, (lane, original) in enumerate(zip(model.lanes, before.lanes, strict=True)):
+        items, start, end = lane.items, starts[number], ends[number]
         side = int(original.items.stream.max()) + 1
         wire = (items.stream >= side) & items.has_role(*COMMUNICATION)
         if not wire.any():
@@ -79,7 +83,11 @@ def contended(
                 taken = union(start[others], undisturbed[others])
                 covered = taken.within(start[rows], undisturbed[rows])
                 duration[rows] += (calibrate.SHARED_GPU[case] * covered).astype(np.int64)
-        lanes.append(lane.with_items(duration_ns=duration, transfer_ns=transfer))
+        ready = start - (delays[number] if delays else 0)
+        residual = items.residual_ns + _without_room(items, wire, start, ready, sms, case)
+        lanes.append(
+            lane.with_items(duration_ns=duration, transfer_ns=transfer, residual_ns=residual)
+        )
     return model.with_lanes(tuple(lanes))
 
 
@@ -92,3 +100,20 @@ def _memory_share(items: Items, wire: NDArray[np.bool_], model: StepModel) -> fl
     rate = float((items.bytes_sent - np.maximum(items.bytes_self, 0))[known].sum())
     rate /= float(items.transfer_ns[known].sum())
     return min(2.0 * rate / bandwidth, 0.5)
+
+
+def _without_room(
+    items: Items, wire: NDArray[np.bool_], start: Ints, ready: Ints, sms: int, case: Case
+) -> Ints:
+    """How long each item waits for SMs: collectives on the wire, while a kernel holds them all."""
+    found = np.zeros(len(items), np.int64)
+    full = np.flatnonzero(items.has_role(*COMPUTE) & (items.blocks >= sms))
+    rows = np.flatnonzero(wire)
+    full = full[np.argsort(start[full], kind="stable")]
+    waves = np.maximum(items.blocks[full] // sms, 1)
+    share = 1.0 - (1.0 - calibrate.ROOM_FROM[case]) / waves
+    until = np.maximum.accumulate(start[full] + (share * items.duration_ns[full]).astype(np.int64))
+    place = np.searchsorted(start[full], ready[rows], side="right") - 1
+    held, rows = until[place[place >= 0]], rows[place >= 0]
+    found[rows] = np.maximum(held - ready[rows], 0)
+    return found

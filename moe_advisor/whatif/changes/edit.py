@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_advisor.whatif.blocks import PAYLOAD, Block, find_blocks
+from moe_advisor.whatif.blocks import PAYLOAD, Block, aligned, find_blocks
 from moe_advisor.whatif.model import NO_ITEM, Edges, Ints, Items, Lane, StepModel, Waits
 
 
@@ -143,7 +143,8 @@ def blocks_of(model: StepModel) -> list[list[Block]]:
         any(lane.items.has_role(*PAYLOAD).any() for lane in model.lanes),
         "no expert all-to-all in the step: the experts are not spread over ranks",
     )
-    found = [find_blocks(lane.items) for lane in model.lanes]
+    items = [lane.items for lane in model.lanes]
+    found = aligned(items, [find_blocks(one) for one in items])
     require(
         any(found),
         "no MoE layer recognised: dispatch, expert GEMM and combine of a layer can't be told apart",

@@ -18,11 +18,14 @@ from moe_advisor.whatif.changes.edit import (
 )
 from moe_advisor.whatif.model import NEVER_LATE, Flags, Ints, Items, Lane, StepModel
 
+SCOPES = ("attn", "moe_router", "moe_preprocess", "full")
+"""Parts of a step that a graph can hold, named as Megatron-Core does."""
+
 
 def cuda_graphs(model: StepModel, ask: Ask) -> StepModel:
     """Launches inside the scope become one graph launch per layer and direction."""
     scopes = set((ask.value or "attn,moe_router").replace("+", ",").split(","))
-    unknown = scopes - {"attn", "moe_router", "moe_preprocess", "full"}
+    unknown = scopes - set(SCOPES)
     require(
         not unknown,
         f"cuda-graphs={ask.value}: scopes are attn, moe_router, moe_preprocess or full",

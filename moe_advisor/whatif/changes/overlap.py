@@ -12,6 +12,9 @@ from moe_advisor.whatif.changes.edit import Ask, Context, blocks_of, require, re
 from moe_advisor.whatif.changes.merged import merged
 from moe_advisor.whatif.model import Lane, StepModel
 
+MODES = ("1f1b", "chunked")
+"""Merged micro-batches, chunks of one layer."""
+
 
 def ep_overlap(model: StepModel, ask: Ask) -> StepModel:
     """All-to-all beside compute: merged micro-batches (1f1b) or chunks of one layer (chunked)."""
@@ -34,7 +37,7 @@ def ep_overlap(model: StepModel, ask: Ask) -> StepModel:
         f"{100 * hidden:.0f} % of the all-to-all runs beside compute already",
     )
     mode = ask.value or overlap_mode(model, ask.context)
-    require(mode in ("chunked", "1f1b"), f"ep-overlap={ask.value}: the value is chunked or 1f1b")
+    require(mode in MODES, f"ep-overlap={ask.value}: the value is chunked or 1f1b")
     if mode == "1f1b":
         require_room(
             ask.context,

@@ -7,16 +7,29 @@ import numpy as np
 from moe_advisor.roles.roles import Family, Role
 from moe_advisor.whatif import calibrate
 from moe_advisor.whatif.blocks import PAYLOAD
-from moe_advisor.whatif.changes.edit import Ask, Case, NotApplicableError, each, require
+from moe_advisor.whatif.changes.edit import Ask, Case, each, require
 from moe_advisor.whatif.model import Lane, StepModel
+
+NVLINK = "nvlink"
+
+
+def is_link(value: str) -> bool:
+    """Whether this names a link: NVLink, or how many times as fast."""
+    try:
+        return value == NVLINK or 0 < float(value) < float("inf")
+    except ValueError:
+        return False
 
 
 def link(model: StepModel, ask: Ask) -> StepModel:
     """Every collective's wire faster by a factor, or as fast as NVLink; its fixed cost stays."""
-    if ask.value in (None, "nvlink"):
+    if ask.value in (None, NVLINK):
         return scale_wire(model, _to_nvlink(model, ask.case), ask.case)
-    factor = _number(str(ask.value), "link")
-    require(factor > 0, f"link={ask.value}: the factor is above 0, 2 for a link twice as fast")
+    require(
+        is_link(ask.value),
+        f"link={ask.value}: neither nvlink nor a factor above 0, 2 for a link twice as fast",
+    )
+    factor = float(ask.value)
     scaled = scale_wire(model, dict.fromkeys(WIRE_FAMILIES, 1.0 / factor), ask.case)
     require(
         any(lane.items.family(*WIRE_FAMILIES).any() for lane in model.lanes),
@@ -131,10 +144,3 @@ def _family_gbps(model: StepModel, family: Family) -> float:
     taken = sum(float(items.transfer_ns[which].sum()) for items, which in rows)
     sent = sum(float(items.bytes_sent[which].sum()) for items, which in rows)
     return sent / taken if taken > 0 else 0.0
-
-
-def _number(value: str, name: str) -> float:
-    try:
-        return float(value)
-    except ValueError:
-        raise NotApplicableError(f"{name}={value}: neither a number nor nvlink") from None
