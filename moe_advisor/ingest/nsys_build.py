@@ -12,6 +12,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
+from moe_advisor import allocator
 from moe_advisor.ingest import nccl_nvtx, nsys_tables
 from moe_advisor.ingest.nsys_events import stream_waits
 from moe_advisor.ingest.nsys_tables import (
@@ -78,6 +79,7 @@ def build(source: TableSource, name: str, format_name: str) -> LoadedInput:
         work.large = sum(counts.values()) >= SPILL_ROWS
         with Reader() as reader:
             ranks = _ranks(work, metadata, keys, activities, reader)
+        allocator.trim()  # or measuring adds its peak to what building has freed
     else:
         work.issue(
             "no-gpu-activity",
