@@ -154,6 +154,11 @@ ISSUES: dict[str, IssueText] = {
         "Only steps that all ranks have are compared across ranks.",
         _RECAPTURE,
     ),
+    "rank-sparser": IssueText(
+        "A rank lacks kernels and collectives that its peers have in the same steps.",
+        "Its busy time is too low and its idle time too high, and so are all means with it.",
+        "Capture again, and let the program run on for some seconds after the last traced step.",
+    ),
     "ranks-missing": IssueText(
         "The run has more ranks than were read.",
         "Waiting, imbalance and late ranks are bounded or not measured.",

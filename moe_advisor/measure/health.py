@@ -1,6 +1,6 @@
 """What a capture's own evidence says about its completeness, and which GPU is slow."""
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -285,6 +285,7 @@ def run_issues(partials: Sequence[RankPartial], profiler: str) -> list[CaptureIs
         for one in partials
         if len(one.step_names) < most
     ]
+    found += _sparser_ranks(partials)
     if profiler == "nsys" and any(one.facts.get("operators") for one in partials):
         found.append(
             CaptureIssue(
@@ -295,6 +296,44 @@ def run_issues(partials: Sequence[RankPartial], profiler: str) -> list[CaptureIs
             )
         )
     return found
+
+
+def _sparser_ranks(partials: Sequence[RankPartial]) -> list[CaptureIssue]:
+    """Ranks without kernels and collectives that their peers of one stage have in the same steps.
+
+    Peers run one program, and a collective needs all of them: what is missing was not recorded.
+    Kernels alone would not show it, as experts without tokens launch fewer.
+    """
+    stages: dict[int, list[RankPartial]] = {}
+    for one in partials:
+        stages.setdefault(_stage(one), []).append(one)
+    found = []
+    for members in stages.values():
+        common = set(members[0].step_names).intersection(*(one.step_names for one in members))
+        if len(members) < 2 or not common:
+            continue
+        counts = {one.rank: _recorded(one, common) for one in members}
+        fullest = max(counts, key=lambda rank: (sum(counts[rank]), -rank))
+        most = counts[fullest]
+        for rank, (kernels, collectives) in sorted(counts.items()):
+            least = [(1 - LOST_SHARE) * count for count in most]
+            if kernels < least[0] and collectives < least[1]:
+                message = (
+                    f"rank {rank} has {kernels} of rank {fullest}'s {most[0]} kernels and "
+                    f"{collectives} of its {most[1]} collectives in the same {len(common)} steps, "
+                    "which both must have run: the rest was not recorded, and its busy time is "
+                    f"too low; {RECAPTURE}"
+                )
+                lost = most[0] - kernels
+                found.append(CaptureIssue("rank-sparser", Severity.ERROR, message, lost, rank))
+    return found
+
+
+def _recorded(one: RankPartial, steps: Set[str]) -> tuple[int, int]:
+    """Kernels and collectives of a rank in these steps."""
+    kept = np.asarray([name in steps for name in one.step_names])
+    kernels = one.counts.get("kernels_per_step", np.zeros(len(kept)))
+    return int(kernels[kept].sum()), int(kept[one.collectives.step].sum())
 
 
 def for_profiler(issues: Sequence[CaptureIssue], profiler: str) -> list[CaptureIssue]:

@@ -13,7 +13,13 @@ from moe_advisor.measure.health import for_profiler, gpu_slowness, run_issues, s
 from moe_advisor.measure.partial import RankPartial
 from moe_advisor.measure.rank import measure_rank
 from moe_advisor.measure.summary import summarise
-from moe_advisor.model import MEMORY_SCHEMA, ActivityKind, RangeKind, RankTrace
+from moe_advisor.model import (
+    MEMORY_SCHEMA,
+    ActivityKind,
+    CollectiveKind,
+    RangeKind,
+    RankTrace,
+)
 from moe_advisor.roles.taxonomy import builtin
 from tests.trace_builder import FLASH, TraceBuilder
 
@@ -60,6 +66,27 @@ def test_a_rank_with_fewer_steps_than_its_peers_was_cut_off() -> None:
     ranks = [partial(rank(0, steps=3)), partial(rank(1, steps=2))]
     (issue,) = run_issues(ranks, "nsys")
     assert (issue.id, issue.rank, issue.count) == ("rank-shorter", 1, 1)
+
+
+def exchanging(number: int, kernels: int, exchanges: int) -> RankPartial:
+    b = TraceBuilder(rank=number)
+    b.range(0, 10_000, "iteration 0")
+    for place in range(kernels):
+        b.kernel(place * 100, place * 100 + 50, FLASH, launch=place * 100)
+    for place in range(exchanges):
+        b.collective(place * 100 + 60, place * 100 + 80, CollectiveKind.ALL_TO_ALL, "ep")
+    return partial(b)
+
+
+def test_a_rank_that_lacks_kernels_and_collectives_of_its_peers_lost_records() -> None:
+    ranks = [exchanging(0, 60, 20), exchanging(1, 50, 12)]
+    (issue,) = run_issues(ranks, "nsys")
+    assert (issue.id, issue.severity, issue.rank, issue.count) == ("rank-sparser", "error", 1, 18)
+    assert "rank 1 has 62 of rank 0's 80 kernels and 12 of its 20 collectives" in issue.message
+
+
+def test_a_rank_with_fewer_kernels_but_all_collectives_only_had_less_to_do() -> None:
+    assert run_issues([exchanging(0, 60, 20), exchanging(1, 30, 20)], "nsys") == []
 
 
 def test_the_command_to_capture_again_is_that_of_the_profiler_used() -> None:
