@@ -24,7 +24,7 @@ from moe_advisor.advise import (
 from moe_advisor.advise.facts import merge_config
 from moe_advisor.errors import ConfigError, InputError
 from moe_advisor.execute import DaskCluster, Executor, Failed, LocalProcesses, raise_if_option
-from moe_advisor.finished import digest, kept_or
+from moe_advisor.finished import digest, kept_or, state, unchanged, with_log
 from moe_advisor.finished import earlier_result as earlier_result
 from moe_advisor.ingest import run_config, sniff, sources, training_log
 from moe_advisor.ingest.json_stream import StreamLimits
@@ -276,12 +276,13 @@ def _kind(path: Path, kind: str) -> str:
 
 def _worked(path: Path, kind: str, options: Options) -> entries.Entry:
     store = cache.Cache(Path(options.cache)) if options.cache else None
-    key = ""
+    key, read, before = "", with_log(path), list[str]()
     if store:
+        before = state(read)
         key = cache.key_of(
             "partial",
             display_name(path),
-            digest(path),
+            *(digest(part, store) for part in read),
             options.steps,
             options.step_pattern,
             digest(Path(options.taxonomy)) if options.taxonomy else None,
@@ -293,7 +294,7 @@ def _worked(path: Path, kind: str, options: Options) -> entries.Entry:
     one = _load(path, kind, options)
     partials = tuple(_light(m.partial) for m in _measure_ranks(one, options, at_once=1))
     entry = entries.Entry(one.info, one.issues, partials)
-    if store:
+    if store and unchanged(read, before):
         store.put(key, entries.encode(entry))
     return entry
 

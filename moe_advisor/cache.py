@@ -36,6 +36,13 @@ _PIECE_BYTES = 64 << 20
 _READERS = 4
 """Pieces of a file that are read at once: what a disk and SHA-256 on so many cores keep up with."""
 
+_NOTED_FROM_BYTES = 16 << 20
+"""The digest of a larger file is noted: making it takes longer than looking a note up."""
+
+_SETTLED_S = 2.0
+"""A file that was touched so short before it is read is not noted: a second write could have the
+same time, which file systems keep in steps of up to so much."""
+
 _CODE = (".py", ".yaml", ".json")
 _ROOM_AFTER = 0.8  # evict down to this share of the limit, so that not every write evicts
 
@@ -71,6 +78,22 @@ def _piece_digest(path: Path, start: int) -> bytes:
             digest.update(buffer[:got])
             left -= got
     return digest.digest()
+
+
+def state_of(path: Path) -> str:
+    """What the system changes with every write to a file, or to one in a folder. Raises OSError.
+
+    Beside size and modification time it is the time of the last change, which no program can set,
+    and the file's number, which another file in its place does not have.
+    """
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return "\n".join(f"{part}\0{_touched(part)}" for part in files if part.is_file())
+
+
+def _touched(path: Path) -> tuple[int, ...]:
+    with path.open("rb") as file:  # a network file system answers from memory until it is opened
+        now = os.fstat(file.fileno())
+    return (now.st_dev, now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)
 
 
 def key_of(*parts: str | None) -> str:
@@ -114,6 +137,25 @@ class Cache:
             return None
         body = data[_DIGEST_BYTES:]
         return body if hashlib.sha256(body).digest() == data[:_DIGEST_BYTES] else None
+
+    def digest(self, path: Path) -> str:
+        """The `content_digest` of `path`. Raises OSError.
+
+        Of a large file that nobody touched since it was made the last time, it is the one noted
+        then, as ccache does.
+        """
+        if path.is_dir() or os.name != "posix" or path.stat().st_size < _NOTED_FROM_BYTES:
+            return content_digest(path)
+        before, began_s = _touched(path), time.time()
+        key = key_of("digest", repr(before))
+        noted = self.get(key)
+        if noted is not None:
+            return noted.decode("ascii", "replace")
+        found = content_digest(path)
+        settled = began_s - max(before[-2:]) / 1e9 >= _SETTLED_S
+        if settled and _touched(path) == before:
+            self.put(key, found.encode())
+        return found
 
     def put(self, key: str, body: bytes) -> None:
         """Keeps `body` under `key`. A folder that can't be written keeps nothing."""

@@ -12,6 +12,10 @@ _FEW = 16
 """One pass for each value is cheaper than a hash of all, up to about so many."""
 
 
+_COMPARED_BYTES = 16
+"""A comparison reads a column once, fast; a table makes numbers of eight bytes of it first."""
+
+
 def distinct(codes: Codes) -> list[int]:
     """The values that occur in `codes` (non-negative and small), ascending."""
     return np.flatnonzero(np.bincount(codes)).tolist() if len(codes) else []
@@ -32,6 +36,13 @@ def among(codes: Codes, wanted: Iterable[int]) -> NDArray[np.bool_]:
     chosen = np.asarray([one for one in wanted if one >= 0], np.int64)
     if not len(codes) or not len(chosen):
         return np.zeros(len(codes), np.bool_)
+    if len(chosen) * codes.itemsize <= _COMPARED_BYTES:
+        limit = np.iinfo(codes.dtype).max
+        found = np.zeros(len(codes), np.bool_)
+        for one in set(chosen.tolist()):
+            if one <= limit:
+                found |= codes == codes.dtype.type(one)
+        return found
     table = np.zeros(max(int(codes.max()), int(chosen.max())) + 1, np.bool_)
     table[chosen] = True
     return np.asarray(table.take(codes), np.bool_)

@@ -47,16 +47,30 @@ class Intervals:
     def before(self, times: ArrayLike) -> Nanoseconds:
         """Length of the set (ns) before each of `times`."""
         at = np.asarray(times, np.int64)
-        index = places(self.starts, at, "right")
+        return self._before(at, places(self.starts, at, "right"))
+
+    def _before(self, at: Nanoseconds, index: Nanoseconds) -> Nanoseconds:
+        """The same where `index` intervals begin up to each time."""
         if not len(self):
             return np.zeros(at.shape, np.int64)
         last = np.maximum(index - 1, 0)
-        inside = np.minimum(at, self.ends[last]) - self.starts[last]
-        return np.where(index > 0, self._length_before[last] + inside, 0)
+        inside = np.minimum(at, self.ends.take(last)) - self.starts.take(last)
+        return np.where(index > 0, self._length_before.take(last) + inside, 0)
 
     def within(self, starts: ArrayLike, ends: ArrayLike) -> Nanoseconds:
         """Length of the set (ns) inside each window [starts[i], ends[i])."""
-        return self.before(ends) - self.before(starts)
+        first, last = np.asarray(starts, np.int64), np.asarray(ends, np.int64)
+        index = places(self.starts, first, "right")
+        if first.ndim != 1 or (last < first).any():
+            return self.before(last) - self._before(first, index)
+        # Most windows are short: only where another interval begins in one is its end looked up.
+        beyond = np.append(self.starts, np.iinfo(np.int64).max)
+        more = np.flatnonzero(beyond.take(index) <= last)
+        upto = index
+        if len(more):
+            upto = index.copy()
+            upto[more] = places(self.starts, last[more], "right")
+        return self._before(last, upto) - self._before(first, index)
 
     def contains(self, times: ArrayLike) -> NDArray[np.bool_]:
         """Whether each of `times` lies in the set."""

@@ -1,10 +1,12 @@
 """How the tables of a Nsight Systems export are read, whatever holds them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from moe_advisor.model import NONE
 
@@ -43,6 +45,9 @@ class Among:
 
 T = TypeVar("T")
 
+Numbers = Mapping[str, NDArray[np.int64]]
+"""Columns of whole numbers by name, row for row."""
+
 
 class TableSource(Protocol):
     """A read-only set of tables."""
@@ -62,13 +67,13 @@ class TableSource(Protocol):
         gives what could be read and is named in `damaged`.
         """
 
-    def parts(
-        self, table: str, columns: Sequence[Column], each: Callable[[pl.DataFrame], T]
+    def stretches(
+        self, table: str, columns: Sequence[Column], work: Callable[[Iterator[Numbers]], T]
     ) -> list[T]:
-        """What `each` makes of the parts of `table`, in file order; at least one part.
+        """What `work` makes of each stretch of `table`, in file order; at least one stretch.
 
-        A part is like a result of `fetch`. Parts are read in threads and freed one by one, so
-        that a table never needs to be in memory as a whole.
+        A stretch comes in parts of some ten thousand rows, which are not to be kept: a table never
+        needs to be in memory as a whole. Stretches are read in threads. `columns` are numbers.
         """
 
     @property
@@ -79,6 +84,11 @@ class TableSource(Protocol):
 def no_rows(columns: Sequence[Column]) -> pl.DataFrame:
     """A table of `columns` without rows."""
     return pl.DataFrame(schema={column.name: column.dtype for column in columns})
+
+
+def numbers(frame: pl.DataFrame) -> Numbers:
+    """A table that holds nothing but whole numbers, as arrays."""
+    return {column.name: column.to_numpy() for column in frame}
 
 
 def decode_text(column: pl.Series) -> pl.Series:

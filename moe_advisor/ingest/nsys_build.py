@@ -7,6 +7,7 @@ hold millions of rows, and only names, communicators and processes are few.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from moe_advisor import allocator
 from moe_advisor.ingest import nccl_nvtx, nsys_tables
 from moe_advisor.ingest.nsys_events import stream_waits
+from moe_advisor.ingest.nsys_rows import by_time, joined, runs_by_start
 from moe_advisor.ingest.nsys_tables import (
     DIAGNOSTICS,
     DOMAIN_CREATED,
@@ -38,6 +40,8 @@ from moe_advisor.model import (
     NONE,
     RANGE_SCHEMA,
     STREAM_WAIT_SCHEMA,
+    ActivityKind,
+    CopyKind,
     InputInfo,
     LoadedInput,
     RangeKind,
@@ -79,7 +83,8 @@ def build(source: TableSource, name: str, format_name: str) -> LoadedInput:
         work.large = sum(counts.values()) >= SPILL_ROWS
         with Reader() as reader:
             ranks = _ranks(work, metadata, keys, activities, reader)
-        allocator.trim()  # or measuring adds its peak to what building has freed
+        if work.large:
+            allocator.trim()  # or measuring adds its peak to what building has freed
     else:
         work.issue(
             "no-gpu-activity",
@@ -166,14 +171,43 @@ def _rank_keys(work: Build, counts: Mapping[int, int]) -> list[RankKey]:
     return keys
 
 
+_ABSENT: Mapping[str, int | bool] = {
+    "kind": int(ActivityKind.KERNEL),
+    "blocks": NONE,
+    "bytes": NONE,
+    "copy_kind": int(CopyKind.NONE),
+    "pageable": False,
+    "in_graph": False,
+}
+"""What stands for the columns that a kind of activity does not have."""
+
+
 def _by_time(work: Build, parts: list[pl.DataFrame]) -> pl.DataFrame:
-    """The activities of a rank by (start, end), stable."""
-    frame = pl.concat(parts)
-    frame = frame.sort("start", maintain_order=True)  # one key sorts several times faster than two
-    tied = (pl.col("start") == pl.col("start").shift()) & (pl.col("end") < pl.col("end").shift())
-    if frame.select(tied.any()).item():
-        frame = frame.sort("start", "end", maintain_order=True)
+    """The activities of a rank by (start, end), stable. Empties `parts`."""
+    heights = [part.height for part in parts]
+    start, end = joined(parts, "start"), joined(parts, "end")
+    order = by_time(start, end)
+    if order is not None:
+        start, end = start.take(order), end.take(order)
+
+    def column(name: str, dtype: type[np.generic]) -> NDArray[Any]:
+        found: list[NDArray[Any]] = [
+            part.drop_in_place(name).to_numpy()
+            if name in part.columns
+            else np.full(height, _ABSENT[name], dtype)
+            for part, height in zip(parts, heights, strict=True)
+        ]
+        values = found[0] if len(found) == 1 else np.concatenate(found)
+        return values if order is None else values.take(order)
+
+    frame = pl.DataFrame(
+        {"start_ns": start, "end_ns": end}
+        | {name: column(name, dtype) for name, dtype in _DTYPES.items()}
+    )
     return spilled(frame) if work.large else frame
+
+
+_PIECE_ROWS = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -191,7 +225,9 @@ class ProcessCalls:
         low, high = self._span
         inside = (wanted >= max(low, 1)) & (wanted <= high)
         if self._rows is not None:
-            result[inside] = self._rows[wanted[inside] - np.uint32(low)]
+            if inside.all():
+                return self._rows.take(wanted - np.uint32(low)).astype(np.int64)
+            result[inside] = self._rows.take(wanted[inside] - np.uint32(low))
             return result
         order = np.argsort(self.correlation, kind="stable")
         ordered = self.correlation[order]
@@ -212,11 +248,25 @@ class ProcessCalls:
         if high - low >= 4 * len(self.correlation) + 1_000_000:
             return None
         rows = np.full(high - low + 1, NONE, dtype=np.int32)
-        rows[self.correlation[::-1] - np.uint32(low)] = np.arange(
-            len(self.correlation) - 1, -1, -1, dtype=np.int32
-        )
+        # From the end, so that of equal ids the first one stays; in pieces that fit a cache.
+        for end in range(len(self.correlation), 0, -_PIECE_ROWS):
+            begin = max(end - _PIECE_ROWS, 0)
+            ids = self.correlation[begin:end][::-1] - np.uint32(low)
+            rows[ids] = np.arange(end - 1, begin - 1, -1, dtype=np.int32)
         return rows
 
+
+_DTYPES: Mapping[str, type[np.generic]] = {
+    "kind": np.uint8,
+    "name": np.uint32,
+    "stream": np.int64,
+    "correlation": np.uint32,
+    "blocks": np.int64,
+    "bytes": np.int64,
+    "copy_kind": np.uint8,
+    "pageable": np.bool_,
+    "in_graph": np.bool_,
+}
 
 _NO_CALLS = ProcessCalls(pl.Schema(CALL_SCHEMA).to_frame(), np.zeros(0, dtype=np.uint32))
 
@@ -238,24 +288,17 @@ def _calls(work: Build, processes: Sequence[int], split: Parts) -> dict[int, Pro
         parts = split.pop(process, [])
         if not sum(map(len, parts)):
             continue
-        mine = _joined(parts)
-        if not mine["start_ns"].is_sorted():
-            mine = mine.sort("start_ns", maintain_order=True)
-        mine = mine.with_columns(name=pl.Series(code_of(mine["name"])))
+        pieces = runs_by_start(parts, "start_ns")
+        columns = {name: joined(parts, name, pieces) for name in list(parts[0].columns)}
+        if pieces is None:
+            order = np.argsort(columns["start_ns"], kind="stable")
+            columns = {name: column.take(order) for name, column in columns.items()}
+        columns["name"] = code_of(columns["name"])
+        mine = pl.DataFrame(columns)
         if work.large:
             mine = spilled(mine)
         result[process] = ProcessCalls(mine.drop("correlation"), mine["correlation"].to_numpy())
     return result
-
-
-def _joined(parts: list[pl.DataFrame]) -> pl.DataFrame:
-    """The rows of `parts`, which are emptied column by column: two copies of one column at most."""
-    return pl.DataFrame(
-        [
-            pl.concat([part.drop_in_place(name) for part in parts], rechunk=True)
-            for name in list(parts[0].columns)
-        ]
-    )
 
 
 def _ranks(
@@ -277,7 +320,7 @@ def _ranks(
     calls_of = cache(lambda: _calls(work, processes, read_calls.take()))
 
     def capture_end() -> int:
-        ends = [table["end"].max() for table in per_rank]
+        ends = [table["end_ns"].max() for table in per_rank]
         ends += [one.table["end_ns"].max() for one in calls_of().values()]
         return max(int(end) for end in ends)  # type: ignore[arg-type]
 
@@ -336,20 +379,10 @@ def _ranks(
 
 
 def _with_calls(frame: pl.DataFrame, calls: ProcessCalls) -> pl.DataFrame:
-    rows = calls.rows_of(frame["correlation"].to_numpy())
-    return frame.select(
-        pl.col("start").alias("start_ns"),
-        pl.col("end").alias("end_ns"),
-        "kind",
-        "name",
-        "stream",
-        pl.Series("call", rows),
-        "blocks",
-        "bytes",
-        "copy_kind",
-        "pageable",
-        "in_graph",
-    ).cast(pl.Schema(ACTIVITY_SCHEMA))
+    rows = pl.Series("call", calls.rows_of(frame["correlation"].to_numpy()))
+    return frame.with_columns(rows).select(
+        pl.col(name).cast(kind) for name, kind in ACTIVITY_SCHEMA.items()
+    )
 
 
 def _report_joins(

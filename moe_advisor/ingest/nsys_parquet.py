@@ -1,6 +1,6 @@
 """Reads the folder that `nsys export -t parquetdir` writes: one Parquet file per table."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import polars as pl
@@ -15,9 +15,11 @@ from moe_advisor.table_source import (
     TEXT_LIMIT_BYTES,
     Among,
     Column,
+    Numbers,
     T,
     decode_text,
     no_rows,
+    numbers,
 )
 
 FORMAT = "nsys-parquet"
@@ -119,11 +121,11 @@ class ParquetSource:
             ]
         )
 
-    def parts(
-        self, table: str, columns: Sequence[Column], each: Callable[[pl.DataFrame], T]
+    def stretches(
+        self, table: str, columns: Sequence[Column], work: Callable[[Iterator[Numbers]], T]
     ) -> list[T]:
-        """What `each` makes of `table`, in one part."""
-        return [each(self.fetch(table, columns))]
+        """What `work` makes of `table`, in one part."""
+        return [work(iter((numbers(self.fetch(table, columns)),)))]
 
 
 def _converted(series: pl.Series, column: Column) -> pl.Series:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from moe_advisor.errors import InputError
 from moe_advisor.ingest import nsys_sqlite
-from moe_advisor.ingest.sqlite_reader import is_sqlite
+from moe_advisor.ingest.sqlite_file import is_sqlite
 from moe_advisor.model import LoadedInput
 from moe_advisor.privacy import display_name, safe_text
 

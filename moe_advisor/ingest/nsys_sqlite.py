@@ -6,7 +6,8 @@ from pathlib import Path
 from moe_advisor.errors import InputError
 from moe_advisor.ingest.nsys_build import build
 from moe_advisor.ingest.nsys_tables import KNOWN_TABLES
-from moe_advisor.ingest.sqlite_reader import is_sqlite, open_sqlite
+from moe_advisor.ingest.sqlite_file import is_sqlite
+from moe_advisor.ingest.sqlite_reader import open_sqlite
 from moe_advisor.model import CaptureIssue, LoadedInput, Severity
 from moe_advisor.privacy import display_name
 

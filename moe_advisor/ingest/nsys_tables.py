@@ -4,7 +4,7 @@ The largest tables hold millions of rows: they are read in parts, and of each pa
 building of traces needs stays, apart for each process or rank.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from moe_advisor import interrupts
 from moe_advisor.codes import distinct as distinct_codes
 from moe_advisor.codes import few
+from moe_advisor.ingest.nsys_rows import Columns, Gathered
 from moe_advisor.model import NONE, ActivityKind, CaptureIssue, CopyKind, Severity
 from moe_advisor.privacy import safe_text
 from moe_advisor.spill import Spool, Spooled
-from moe_advisor.table_source import Among, Column, TableSource
+from moe_advisor.table_source import Among, Column, Numbers, TableSource
 
 Int64s = NDArray[np.int64]
 Codes = NDArray[np.uint32]
@@ -219,42 +220,49 @@ class Build:
         self,
         table: str,
         columns: Sequence[Column],
-        slim: Sequence[pl.Expr | str],
-        by: pl.Expr,
+        slim: Callable[[Numbers], Columns],
+        by: Callable[[Numbers], Int64s],
         *,
         allow_empty: bool,
     ) -> Parts:
-        """`slim` of the rows of `table` in parts, apart for each value of `by`.
+        """What `slim` makes of the rows of `table`, in parts, apart for each value of `by`.
 
         Rows with impossible times are dropped and counted.
         """
-        sane = sane_interval(allow_empty=allow_empty)
         # Parts wait in a file where all of them together would be the most that memory ever holds.
         spool = Spool(in_memory=not self.large)
 
-        def shrink(part: pl.DataFrame) -> tuple[dict[int, pl.DataFrame | Spooled], int]:
-            kept = part if part.select(sane.all()).item() else part.filter(sane)
-            kept = kept.select(*slim, by.alias("_by"))
-            owner = kept.drop_in_place("_by").to_numpy()
-            split: dict[int, pl.DataFrame | Spooled] = {}
-            for value in (values := few(owner)):
-                mine = kept if len(values) == 1 else kept.filter(pl.Series(owner == value))
-                split[value] = spool.put(mine)
-            return split, part.height - kept.height
+        def gather(
+            parts: Iterator[Numbers],
+        ) -> tuple[dict[int, list[pl.DataFrame | Spooled]], int]:
+            found: dict[int, Gathered] = {}
+            lost = 0
+            for part in parts:
+                before = len(part["start"])
+                kept = _sane(part, allow_empty=allow_empty)
+                if not (rows := len(kept["start"])):
+                    lost += before
+                    continue
+                lost += before - rows
+                slimmed, owner = slim(kept), by(kept)
+                for value, at in _owners(owner):
+                    one = found.setdefault(value, Gathered(spool.put))
+                    one.add(slimmed, at, rows if at is None else len(at))
+            return {value: one.close() for value, one in found.items()}, lost
 
         result: Parts = {}
         lost = 0
-        for split, bad in self.source.parts(table, columns, shrink):
+        for split, bad in self.source.stretches(table, columns, gather):
             lost += bad
-            for value, rows in split.items():
-                result.setdefault(value, []).append(spool.table(rows))
+            for value, blocks in split.items():
+                result.setdefault(value, []).extend(map(spool.table, blocks))
         if lost:
             self.dropped[table] = lost
         return result
 
     def name_codes(
         self, ids: Sequence[pl.Series], unknown: str, strip: Callable[[str], str] | None = None
-    ) -> Callable[[pl.Series], Codes]:
+    ) -> Callable[[NDArray[np.integer[Any]]], Codes]:
         """A function from string ids to name codes, for all of `ids`.
 
         `unknown` is the name where the string is missing; `strip` shortens the others.
@@ -273,7 +281,29 @@ class Build:
             known = unknown if text is None else text
             texts.append(strip(known) if strip else known)
         codes = self.names.codes(texts)
-        return lambda series: lookup(series.to_numpy(), distinct, codes)
+        return lambda values: lookup(values, distinct, codes)
+
+
+def _sane(part: Numbers, *, allow_empty: bool) -> Numbers:
+    """The rows of which `sane_interval` is true."""
+    start, end = part["start"], part["end"]
+    if not len(start):
+        return part
+    ordered = end >= start if allow_empty else end > start
+    if int(start.min()) > -TIME_LIMIT_NS and int(end.max()) < TIME_LIMIT_NS and ordered.all():
+        return part
+    ordered &= (start > -TIME_LIMIT_NS) & (end < TIME_LIMIT_NS)
+    return {name: column[ordered] for name, column in part.items()}
+
+
+def _owners(owner: Int64s) -> Iterator[tuple[int, Int64s | None]]:
+    """The rows of each of the few owners; None for all rows."""
+    values = few(owner)
+    if len(values) == 1:
+        yield values[0], None
+        return
+    for value in values:
+        yield value, np.flatnonzero(owner == value)
 
 
 def _distinct(ids: NDArray[np.integer[Any]]) -> NDArray[np.integer[Any]]:
@@ -291,7 +321,7 @@ def lookup(
     if low >= 0 and high < 1 << 24:  # string ids are small: a table beats a search by far
         table = np.zeros(high + 1, dtype=np.uint32)
         table[keys] = results
-        return np.asarray(table[values], dtype=np.uint32)
+        return np.asarray(table.take(values), dtype=np.uint32)
     return np.asarray(results[np.searchsorted(keys, values)], dtype=np.uint32)
 
 
@@ -311,42 +341,57 @@ _COMMON = (
     Column("correlationId"),
     Column("globalPid", 0),
 )
-# Process numbers end in 24 zero bits, where the device fits.
-_RANK = (pl.col("globalPid") & PROCESS_MASK) | (pl.col("deviceId") & 0xFFFFFF)
 _NAME_COLUMNS = ("demangledName", "shortName", "mangledName")
+_MOST_BLOCKS = 2**20
 _IN_GRAPH = ~pl.col("graphNodeId").is_in([0, NONE])
+
+
+def _rank(part: Numbers) -> Int64s:
+    """Process numbers end in 24 zero bits, where the device fits."""
+    return (part["globalPid"] & PROCESS_MASK) | (part["deviceId"] & 0xFFFFFF)
 
 
 def _slim(
     kind: ActivityKind,
     *,
-    name: pl.Expr | int = 0,
-    blocks: pl.Expr | None = None,
+    name: pl.Expr | int,
     bytes_: pl.Expr | None = None,
     copy_kind: pl.Expr | None = None,
     pageable: pl.Expr | None = None,
     in_graph: pl.Expr | None = None,
-) -> tuple[pl.Expr | str, ...]:
-    """What the rest of this module needs of an activity, in few bytes."""
-    nothing, no = pl.lit(NONE, dtype=pl.Int64), pl.lit(value=False)
-    return (
-        "start",
-        "end",
-        _number32("correlationId").alias("correlation"),
-        pl.lit(int(kind), dtype=pl.UInt8).alias("kind"),
-        (pl.lit(name) if isinstance(name, int) else name).cast(pl.UInt32).alias("name"),
-        pl.col("streamId").alias("stream"),
-        (nothing if blocks is None else blocks).alias("blocks"),
-        (nothing if bytes_ is None else bytes_).alias("bytes"),
-        (pl.lit(0) if copy_kind is None else copy_kind).cast(pl.UInt8).alias("copy_kind"),
-        (no if pageable is None else pageable).alias("pageable"),
-        (no if in_graph is None else in_graph).alias("in_graph"),
-    )
+) -> Callable[[Numbers], Columns]:
+    """What the rest of this module needs of an activity, in few bytes, without what it lacks."""
+    more = {
+        "kind": pl.lit(int(kind), dtype=pl.UInt8),
+        "name": (pl.lit(name) if isinstance(name, int) else name).cast(pl.UInt32),
+        "bytes": bytes_,
+        "copy_kind": copy_kind,
+        "pageable": pageable,
+        "in_graph": in_graph,
+    }
+    chosen = {column: one for column, one in more.items() if one is not None}
+
+    def slim(part: Numbers) -> Columns:
+        found = pl.DataFrame(part).with_columns(**chosen)
+        return _common(part) | {column: found[column].to_numpy() for column in chosen}
+
+    return slim
 
 
-def _number32(column: str) -> pl.Expr:
-    """An id as 32 bits, which is what CUPTI and the string table have; 0 if it is none."""
-    return pl.col(column).cast(pl.UInt32, strict=False).fill_null(0)
+def _common(part: Numbers) -> dict[str, NDArray[Any]]:
+    return {
+        "start": part["start"],
+        "end": part["end"],
+        "correlation": _number32(part["correlationId"]),
+        "stream": part["streamId"],
+    }
+
+
+def _number32(ids: Int64s) -> Codes:
+    """Ids as 32 bits, which is what CUPTI and the string table have; 0 for what is none."""
+    if len(ids) and (int(ids.min()) < 0 or int(ids.max()) >= 1 << 32):
+        ids = np.where((ids >= 0) & (ids < 1 << 32), ids, 0)
+    return ids.astype(np.uint32)
 
 
 def activities(work: Build) -> Parts:
@@ -361,9 +406,14 @@ def activities(work: Build) -> Parts:
 def _kernels(work: Build) -> Parts:
     present = work.source.columns(KERNELS)
     naming = next((column for column in _NAME_COLUMNS if column in present), _NAME_COLUMNS[0])
-    # Grids are 31 and 16 bits by definition; what is beyond is damage and must not overflow.
-    sizes = [pl.col(column).clip(0, 2**20) for column in ("gridX", "gridY", "gridZ")]
-    blocks = sizes[0] * sizes[1] * sizes[2]
+
+    def slim(part: Numbers) -> Columns:
+        return _common(part) | {
+            "name": _number32(part[naming]),
+            "blocks": _blocks(part),
+            "in_graph": (part["graphNodeId"] != 0) & (part["graphNodeId"] != NONE),
+        }
+
     split = work.split(
         KERNELS,
         (
@@ -371,21 +421,30 @@ def _kernels(work: Build) -> Parts:
             *(Column(column) for column in (naming, "gridX", "gridY", "gridZ")),
             Column("graphNodeId", 0),
         ),
-        _slim(
-            ActivityKind.KERNEL,
-            name=_number32(naming),
-            blocks=pl.when(blocks > 0).then(blocks).otherwise(NONE),
-            in_graph=_IN_GRAPH,
-        ),
-        _RANK,
+        slim,
+        _rank,
         allow_empty=False,
     )
     ids = [part["name"] for parts in split.values() for part in parts]
     code_of = work.name_codes(ids, "unknown kernel")
     return {
-        rank: [part.with_columns(name=pl.Series(code_of(part["name"]))) for part in parts]
+        rank: [
+            part.with_columns(name=pl.Series(code_of(part["name"].to_numpy()))) for part in parts
+        ]
         for rank, parts in split.items()
     }
+
+
+def _blocks(part: Numbers) -> Int64s:
+    """Thread blocks of each kernel; NONE where the export does not say."""
+    blocks = np.ones(len(part["start"]), dtype=np.int64)
+    for column in ("gridX", "gridY", "gridZ"):
+        size = part[column]
+        # Grids are 31 and 16 bits by definition; what is beyond is damage and must not overflow.
+        if len(size) and (int(size.min()) < 0 or int(size.max()) > _MOST_BLOCKS):
+            size = np.clip(size, 0, _MOST_BLOCKS)
+        blocks *= size
+    return np.where(blocks > 0, blocks, NONE) if not blocks.all() else blocks
 
 
 def _copies(work: Build) -> Parts:
@@ -418,7 +477,7 @@ def _copies(work: Build) -> Parts:
             ),
             in_graph=_IN_GRAPH,
         ),
-        _RANK,
+        _rank,
         allow_empty=False,
     )
 
@@ -433,7 +492,7 @@ def _memsets(work: Build) -> Parts:
             bytes_=pl.col("bytes"),
             in_graph=_IN_GRAPH,
         ),
-        _RANK,
+        _rank,
         allow_empty=False,
     )
 
@@ -443,7 +502,7 @@ def _graphs(work: Build) -> Parts:
         GRAPHS,
         _COMMON,
         _slim(ActivityKind.GRAPH, name=work.names.code("CUDA graph")),
-        _RANK,
+        _rank,
         allow_empty=False,
     )
     count = sum(part.height for parts in split.values() for part in parts)
@@ -499,14 +558,14 @@ def calls(work: Build) -> Parts:
             Column("correlationId"),
             Column("nameId"),
         ),
-        (
-            pl.col("start").alias("start_ns"),
-            pl.col("end").alias("end_ns"),
-            pl.col("globalTid").alias("tid"),
-            _number32("nameId").alias("name"),
-            _number32("correlationId").alias("correlation"),
-        ),
-        pl.col("globalTid") & PROCESS_MASK,
+        lambda part: {
+            "start_ns": part["start"],
+            "end_ns": part["end"],
+            "tid": part["globalTid"],
+            "name": _number32(part["nameId"]),
+            "correlation": _number32(part["correlationId"]),
+        },
+        lambda part: part["globalTid"] & PROCESS_MASK,
         allow_empty=True,
     )
 

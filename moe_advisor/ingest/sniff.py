@@ -121,10 +121,10 @@ def _reason(error: OSError) -> str:
 
 
 def _sqlite(path: Path, name: str) -> str:
-    from moe_advisor.ingest.sqlite_reader import open_sqlite
+    from moe_advisor.ingest.sqlite_file import SqliteFile
 
     # The reader's way of opening: it alone never leaves a file beside a database with a log.
-    with open_sqlite(path) as source:
+    with SqliteFile(path) as source:
         tables = source.tables()
     if tables & frozenset(_NSYS_TABLES) or any(
         table.startswith("CUPTI_ACTIVITY_KIND_") for table in tables

@@ -26,11 +26,11 @@ Values = Int64s | pl.Series
 _LEAF, _INTERIOR = 0x0D, 0x05  # pages of a table with row ids
 _LEAF_HEADER, _INTERIOR_HEADER = 8, 12
 _DEEPEST = 20  # SQLite's own limit for a tree
-_CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 20
 """Pages decoded at once: with what is made of them they fit a core's cache. 8 MB take twice as long
 a page."""
 
-_PORTION_BYTES = 4 << 20
+PORTION_BYTES = 4 << 20
 """Pages whose rows are handed on at once: enough that Python's share in what follows is small."""
 
 _UTF_8 = bytes([0, 0, 0, 1])
@@ -45,6 +45,9 @@ _SIZES = np.array(
     dtype=np.uint8,
 )
 """Bytes of a value by its serial type, for the types of one byte."""
+_NUMBER_SIZES = _SIZES[: _LAST_NUMBER + 1].astype(np.int64)
+_UNUSED_BITS = 64 - 8 * _NUMBER_SIZES
+"""Of the eight bytes that end with a number, by its serial type."""
 
 
 class UnusualError(Exception):
@@ -163,9 +166,9 @@ def _children(page: Bytes, shape: Layout) -> Int64s:
     return np.concatenate([sum(bytes_of[1:], bytes_of[0]), last])
 
 
-def portions(shape: Layout, pages: Int64s) -> list[Int64s]:
-    """`pages` in portions of about as many rows as array work on them needs to be cheap."""
-    size = max(_PORTION_BYTES // shape.page, 1)
+def portions(shape: Layout, pages: Int64s, size_bytes: int = PORTION_BYTES) -> list[Int64s]:
+    """`pages` in portions of about as many rows as work on tables of them needs to be cheap."""
+    size = max(size_bytes // shape.page, 1)
     return [pages[low : low + size] for low in range(0, len(pages), size)]
 
 
@@ -173,7 +176,7 @@ def decoded(
     path: Path, shape: Layout, shares: Sequence[Int64s], wanted: Sequence[Wanted]
 ) -> Iterator[list[Values]]:
     """The `wanted` columns of the leaves of each of `shares`."""
-    size = max(_CHUNK_BYTES // shape.page, 1)
+    size = max(CHUNK_BYTES // shape.page, 1)
     # Behind the last page there is room for a value that a damaged cell places there.
     buffer = np.zeros((size + 1) * shape.page, dtype=np.uint8)
     with path.open("rb", buffering=0) as file:
@@ -191,6 +194,8 @@ def decoded(
 
 
 def _joined(parts: Sequence[Values]) -> Values:
+    if len(parts) == 1:
+        return parts[0]
     arrays = [part for part in parts if isinstance(part, np.ndarray)]
     if arrays:
         return np.concatenate(arrays)
@@ -301,16 +306,20 @@ def _numbers(
     least, most = int(kind.min()), int(kind.max())
     if most > _LAST_NUMBER or (most >= _FLOAT and (kind == _FLOAT).any()):
         raise UnusualError("not a whole number")
-    sizes: Int64s | np.int64 = (
-        np.int64(_SIZES[least]) if least == most else _SIZES.take(kind).astype(np.int64)
-    )
+    sizes: Int64s | np.int64
+    unused: Int64s | np.int64
+    if least == most:
+        sizes, unused = _NUMBER_SIZES[least], _UNUSED_BITS[least]
+    else:
+        sizes, unused = _NUMBER_SIZES.take(kind), _UNUSED_BITS.take(kind)
     if least == most and not sizes:
         constant = default if least == _NULL else int(least == _ONE)
         return np.full(len(body), constant, dtype=np.int64), sizes
     # The eight bytes that end with the value; a shift by all 64 bits gives zero.
     eights = as_strided(buffer[:8].view(">i8"), shape=(len(buffer) - 7,), strides=(1,))
-    values = eights[body + (sizes - 8)].astype(np.int64)
-    unused = 64 - 8 * sizes
+    at = body + sizes
+    at -= 8
+    values = eights[at].astype(np.int64)
     values <<= unused
     values >>= unused
     if least == _NULL:

@@ -1,49 +1,54 @@
-"""Opens SQLite files without ever changing them, and fetches chosen columns fast."""
+"""Fetches chosen columns of SQLite files fast."""
 
 import contextlib
 import functools
 import math
 import queue
-import shutil
 import sqlite3
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar, cast
 
+import numpy as np
 import polars as pl
 from adbc_driver_manager import Error as AdbcError
 from adbc_driver_sqlite import dbapi
 
-from moe_advisor import bounded, interrupts
+from moe_advisor import interrupts
 from moe_advisor.errors import InputError
 from moe_advisor.ingest import sqlite_pages
-from moe_advisor.ingest.sqlite_pages import UnusualError, Wanted
+from moe_advisor.ingest.sqlite_file import (
+    HARDENING,
+    IMMUTABLE,
+    SqliteFile,
+    quoted,
+)
+from moe_advisor.ingest.sqlite_pages import (
+    CHUNK_BYTES,
+    PORTION_BYTES,
+    Int64s,
+    UnusualError,
+    Values,
+    Wanted,
+)
 from moe_advisor.model import NONE
-from moe_advisor.privacy import display_name
 from moe_advisor.table_source import (
     BLOB_LIMIT_BYTES,
     TEXT_LIMIT_BYTES,
     Among,
     Column,
+    Numbers,
     T,
     decode_text,
     no_rows,
+    numbers,
 )
 
 U = TypeVar("U")
 
-MAGIC = b"SQLite format 3\x00"
-_HARDENING = (
-    "PRAGMA query_only=ON",
-    "PRAGMA trusted_schema=OFF",
-    "PRAGMA cell_size_check=ON",
-    "PRAGMA mmap_size=0",
-)
 # One cursor costs 40 ns a cell and two cost 20, but a second connection costs a millisecond.
 _CURSORS = 2
 _PARTS_FROM_ROWS = 100_000
@@ -51,13 +56,7 @@ _PART_ROWS = 131_072  # about 10 MB of raw cells in flight for each cursor
 _MOST_PARTS = 10_000
 _BATCH_ROWS = 16_384  # larger batches are no faster and double the memory in flight
 _PAGES_FROM = 256  # of a table: below it SQLite takes milliseconds
-_IMMUTABLE = "&immutable=1"
-_LOCK_WAIT_S = 5.0
-_LOOK_EVERY = 100_000  # of SQLite's instructions: about a millisecond
 _LATE_S = 1.0  # after the deadline: a part that is nearly read ends by itself
-_CELL_LIMIT_BYTES = 64 << 20  # of a whole cell before it is cut; SQLite's own limit is 1 GB
-# The smallest row: two bytes of pointer, one each of size, row id, header size and one type.
-_LEAST_ROW_BYTES = 6
 
 
 class _EndlessError(sqlite3.DatabaseError):
@@ -66,42 +65,6 @@ class _EndlessError(sqlite3.DatabaseError):
 
 _DAMAGE = (sqlite3.DatabaseError, UnicodeError, MemoryError)
 """What reading a damaged page ends in. A damaged length asks for gigabytes at once: MemoryError."""
-
-
-def is_sqlite(path: Path) -> bool:
-    """Whether the file begins like a SQLite database."""
-    try:
-        with path.open("rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
-    except OSError:
-        return False
-
-
-def _missing_bytes(path: Path) -> int:
-    """How much of the file its header promises is not there; SQLite reads that as empty pages."""
-    with path.open("rb") as file:
-        header = file.read(100)
-    page = int.from_bytes(header[16:18], "big")
-    pages = int.from_bytes(header[28:32], "big")
-    counted = header[24:28] == header[92:96]  # else the page count is not maintained
-    size = (65_536 if page == 1 else page) * pages
-    return max(size - path.stat().st_size, 0) if counted else 0
-
-
-def read_only_uri(path: Path) -> str:
-    """The URI that opens `path` so that SQLite can't write, lock or create anything.
-
-    `immutable` would hide rows that are still in a write-ahead log or rollback journal, so it is
-    left out when one lies beside the file.
-    """
-    beside = [path.with_name(path.name + suffix) for suffix in ("-wal", "-journal")]
-    suffix = "" if any(other.exists() for other in beside) else _IMMUTABLE
-    return f"{path.absolute().as_uri()}?mode=ro{suffix}"
-
-
-def quoted(identifier: str) -> str:
-    """`identifier` as a SQL identifier."""
-    return '"' + identifier.replace('"', '""') + '"'
 
 
 def _expression(column: Column) -> str:
@@ -151,65 +114,13 @@ def _finished(
     return pl.DataFrame(series)
 
 
-class SqliteSource:
-    """The tables of a SQLite file; see `TableSource`. Use it as a context manager.
-
-    A file with a write-ahead log is copied with it into a temporary folder first: SQLite would
-    have to create files beside it to read the log.
-    """
+class SqliteSource(SqliteFile):
+    """The tables of a SQLite file; see `TableSource`. Use it as a context manager."""
 
     def __init__(self, path: Path) -> None:
-        self._shown = display_name(path)
-        self._stack = contextlib.ExitStack()
+        super().__init__(path)
         self._columns: dict[str, frozenset[str]] = {}
         self._damaged: dict[str, int] = {}
-        self._query_s = bounded.current().query_s
-        self._until = time.monotonic() + self._query_s
-        self.missing_bytes = 0
-        """How much shorter the file is than its header says."""
-        if not is_sqlite(path):
-            raise InputError(f"{self._shown}: not a SQLite database; give an nsys export")
-        try:
-            found = self._without_log(path)
-            if found == path:
-                self.missing_bytes = _missing_bytes(path)
-            self._most_rows = found.stat().st_size // _LEAST_ROW_BYTES + 1
-            self._path = found
-            self._uri = read_only_uri(found)
-            self._plain = sqlite3.connect(
-                self._uri,
-                uri=True,
-                timeout=_LOCK_WAIT_S,
-                check_same_thread=False,  # one thread asks at a time, but not always the same
-            )
-            self._stack.callback(self._plain.close)
-            self._plain.text_factory = bytes
-            self._plain.set_progress_handler(self._late, _LOOK_EVERY)
-            self._plain.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _CELL_LIMIT_BYTES)
-            for pragma in _HARDENING:
-                self._plain.execute(pragma)
-            self._tables = self._read_tables()
-        except (sqlite3.Error, UnicodeError, MemoryError, OSError) as error:
-            # UnicodeError: SQLite repeats damaged bytes of the schema in its own message.
-            self._stack.close()
-            raise InputError(
-                f"{self._shown}: a damaged SQLite database ({_reason(error)}); "
-                "export the report again"
-            ) from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
-
-    def _late(self) -> bool:
-        return time.monotonic() > self._until
 
     def _refuse_late(self) -> None:
         """Raises InputError past the deadline: what SQLite says then reads like damage.
@@ -228,20 +139,6 @@ class SqliteSource:
         """Tables that could not be read to their end -> rows that were saved."""
         return dict(self._damaged)
 
-    @property
-    def uri(self) -> str:
-        """What opens the same file read-only, for as long as this source is open."""
-        return self._uri
-
-    @property
-    def most_rows(self) -> int:
-        """More rows than this no table of the file can hold."""
-        return self._most_rows
-
-    def tables(self) -> frozenset[str]:
-        """The names of the plain tables: no views, no virtual tables."""
-        return self._tables
-
     def columns(self, table: str) -> frozenset[str]:
         """The columns of `table`; empty if there is no such table."""
         if table not in self._tables:
@@ -259,25 +156,60 @@ class SqliteSource:
         self, table: str, columns: Sequence[Column], where: Among | None = None
     ) -> pl.DataFrame:
         """The rows of `table`; see `TableSource.fetch`."""
-        return pl.concat(self._parts(table, columns, lambda part: part, where))
-
-    def parts(
-        self, table: str, columns: Sequence[Column], each: Callable[[pl.DataFrame], T]
-    ) -> list[T]:
-        """What `each` makes of the parts of `table`; see `TableSource.parts`."""
-        return self._parts(table, columns, each, None)
-
-    def _parts(
-        self,
-        table: str,
-        columns: Sequence[Column],
-        each: Callable[[pl.DataFrame], T],
-        where: Among | None,
-    ) -> list[T]:
         present = self.columns(table)
         wanted = [column for column in columns if column.name in present]
         if not wanted or (where is not None and where.column not in present):
-            return [each(no_rows(columns))]
+            return no_rows(columns)
+
+        def tables(stretch: Iterator[pl.DataFrame]) -> list[pl.DataFrame]:
+            return [_finished(rows, columns, present) for rows in stretch]
+
+        def frames(parts: Iterator[dict[str, Values]]) -> list[pl.DataFrame]:
+            return tables(map(pl.DataFrame, parts))
+
+        stretches = self._read(table, wanted, where, frames, tables)
+        return pl.concat([rows for stretch in stretches for rows in stretch])
+
+    def stretches(
+        self, table: str, columns: Sequence[Column], work: Callable[[Iterator[Numbers]], T]
+    ) -> list[T]:
+        """What `work` makes of the stretches of `table`; see `TableSource.stretches`."""
+        present = self.columns(table)
+        wanted = [column for column in columns if column.name in present]
+        if not wanted:
+            return [work(iter((numbers(no_rows(columns)),)))]
+
+        def whole(part: Mapping[str, Values]) -> Numbers:
+            rows = len(part[wanted[0].name])
+            found: dict[str, Int64s] = {}
+            for column in columns:
+                held = part.get(column.name)
+                if not isinstance(held, np.ndarray):  # the default of a column of numbers is one
+                    held = np.full(rows, column.default, dtype=np.int64)
+                found[column.name] = held
+            return found
+
+        return self._read(
+            table,
+            wanted,
+            None,
+            lambda parts: work(map(whole, parts)),
+            lambda parts: work(numbers(_finished(rows, columns, present)) for rows in parts),
+            CHUNK_BYTES,
+        )
+
+    def _read(
+        self,
+        table: str,
+        wanted: Sequence[Column],
+        where: Among | None,
+        pages: Callable[[Iterator[dict[str, Values]]], T],
+        tables: Callable[[Iterator[pl.DataFrame]], T],
+        portion_bytes: int = PORTION_BYTES,
+    ) -> list[T]:
+        """What `pages` or else `tables` makes of each stretch of the rows, by who can read them."""
+        with contextlib.suppress(UnusualError, OSError):
+            return self._read_pages(table, wanted, where, pages, portion_bytes)
         select = ", ".join(_expression(column) for column in wanted)
         # Identifiers and literals are quoted above.
         query = _Query(
@@ -286,34 +218,11 @@ class SqliteSource:
             tuple(dict.fromkeys([*(c.name for c in wanted), *([where.column] if where else [])])),
             _condition(where) if where else "",
         )
-
-        def finish(rows: pl.DataFrame) -> T:
-            return each(_finished(rows, columns, present))
-
-        with contextlib.suppress(UnusualError, OSError):
-            return self._read_pages(table, wanted, where, finish)
         try:
-            return self._read_in_parts(query, finish)
+            return self._read_in_parts(query, tables)
         except (AdbcError, *_DAMAGE):
             self._refuse_late()
-            return [finish(self._read_up_to_damage(query, wanted))]
-
-    def _without_log(self, path: Path) -> Path:
-        log = path.with_name(path.name + "-wal")
-        if not log.exists() or log.stat().st_size == 0:
-            return path
-        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="moe-advisor-")))
-        copy = folder / "export.sqlite"
-        shutil.copyfile(path, copy)
-        shutil.copyfile(log, folder / "export.sqlite-wal")
-        return copy
-
-    def _read_tables(self) -> frozenset[str]:
-        rows = self._plain.execute(
-            "SELECT CAST(name AS BLOB) FROM sqlite_master WHERE type = 'table'"
-            " AND name NOT LIKE 'sqlite!_%' ESCAPE '!' AND sql NOT LIKE 'CREATE VIRTUAL%'"
-        )
-        return frozenset(row[0].decode("utf-8", "replace") for row in rows)
+            return [tables(iter((self._read_up_to_damage(query, wanted),)))]
 
     def _row_range(self, table: str) -> tuple[int, int] | None:
         """First and last rowid, or None where the rows can't be split by it."""
@@ -333,32 +242,35 @@ class SqliteSource:
             return None
         return low, high
 
-    def _read_in_parts(self, query: "_Query", finish: Callable[[pl.DataFrame], T]) -> list[T]:
+    def _read_in_parts(
+        self, query: "_Query", work: Callable[[Iterator[pl.DataFrame]], T]
+    ) -> list[T]:
         ends = self._row_range(query.table)
         most = self._most_rows
         if ends is None or ends[1] - ends[0] < _PARTS_FROM_ROWS:
             if ends is not None:
                 most = min(most, ends[1] - ends[0] + 1)
 
-            def read_all() -> list[pl.DataFrame]:
+            def read_all() -> pl.DataFrame:
                 with self._connection() as connection:
-                    return [_run(connection, query, most)]
+                    return _run(connection, query, most)
 
-            return [finish(rows) for rows in self._in_time([read_all])]
+            return [work(iter((rows,))) for rows in self._in_time([read_all])]
         first, last = ends
         # Rowids have no gaps in an export; where they do, parts are only uneven.
         count = _CURSORS * min(max((last - first) // (_CURSORS * _PART_ROWS), 1), _MOST_PARTS)
         edges = [first + (last - first) * i // count for i in range(1, count)]
         bounds = list(zip([first, *edges], [*edges, last + 1], strict=True))
 
-        def read(share: list[tuple[int, int]]) -> list[T]:
-            found = []
+        def parts(share: list[tuple[int, int]]) -> Iterator[pl.DataFrame]:
             with self._connection() as connection:
                 for low, high in share:
                     self._refuse_late()
                     rows = replace(query, rows=f"rowid >= {low} AND rowid < {high}")
-                    found.append(finish(_run(connection, rows, min(most, high - low))))
-            return found
+                    yield _run(connection, rows, min(most, high - low))
+
+        def read(share: list[tuple[int, int]]) -> T:
+            return work(parts(share))
 
         # Each cursor reads one stretch of the file from front to back.
         length = count // _CURSORS
@@ -370,13 +282,14 @@ class SqliteSource:
         table: str,
         wanted: Sequence[Column],
         where: Among | None,
-        finish: Callable[[pl.DataFrame], T],
+        work: Callable[[Iterator[dict[str, Values]]], T],
+        portion_bytes: int,
     ) -> list[T]:
-        """The rows of a large table of whole numbers, without SQLite.
+        """What `work` makes of a large table, read without SQLite.
 
         Raises UnusualError where only SQLite can read it, or does so as fast.
         """
-        if not self._uri.endswith(_IMMUTABLE):
+        if not self._uri.endswith(IMMUTABLE):
             raise UnusualError("changes wait beside the file")
         default_of = {column.name: column.default for column in wanted}
         chosen: list[int] | list[bytes] = []
@@ -397,42 +310,44 @@ class SqliteSource:
         if len(leaves) < _PAGES_FROM:
             raise UnusualError("small")
         columns = [_wanted(*pair) for pair in zip(places, default_of.values(), strict=True)]
-        portions = sqlite_pages.portions(shape, leaves)
+        portions = sqlite_pages.portions(shape, leaves, portion_bytes)
 
-        def read(share: list[sqlite_pages.Int64s]) -> list[T]:
-            found = []
+        def parts(share: list[Int64s]) -> Iterator[dict[str, Values]]:
             for arrays in sqlite_pages.decoded(self._path, shape, share, columns):
                 self._refuse_late()
-                rows = pl.DataFrame(dict(zip(names, arrays, strict=True)))
+                part = dict(zip(names, arrays, strict=True))
                 if where:
-                    rows = rows.filter(pl.col(where.column).is_in(chosen))
-                found.append(finish(rows))
-            return found
+                    rows = pl.DataFrame(part)
+                    part = dict(rows.filter(pl.col(where.column).is_in(chosen)).to_dict())
+                yield part
+
+        def read(share: list[Int64s]) -> T:
+            return work(parts(share))
 
         half = (len(portions) + 1) // _CURSORS
         shares = [portions[low : low + half] for low in range(0, len(portions), half)]
         return self._in_time([functools.partial(read, share) for share in shares])
 
-    def _in_time(self, works: Sequence[Callable[[], list[T]]]) -> list[T]:
+    def _in_time(self, works: Sequence[Callable[[], T]]) -> list[T]:
         """What `works` return, each done in a thread of its own. Raises InputError when late.
 
         A query of ADBC can't be interrupted. One that is late is left behind in a thread that
         does not keep the program from ending; so is one that an interrupt meets.
         """
         self._refuse_late()
-        done: queue.SimpleQueue[tuple[int, list[T], BaseException | None]] = queue.SimpleQueue()
+        done: queue.SimpleQueue[tuple[int, T | None, BaseException | None]] = queue.SimpleQueue()
 
         def run(number: int) -> None:
             try:
                 done.put((number, works[number](), None))
             except BaseException as error:  # handed to the thread that waits
-                done.put((number, [], error))
+                done.put((number, None, error))
 
         threads = [
             threading.Thread(target=run, args=(number,), name="sqlite", daemon=True)
             for number in range(len(works))
         ]
-        found: dict[int, list[T]] = {}
+        found: dict[int, T | None] = {}
         failed: BaseException | None = None
         try:
             for thread in threads:
@@ -451,7 +366,7 @@ class SqliteSource:
             raise
         if failed is not None:
             raise failed
-        return [part for number in range(len(works)) for part in found[number]]
+        return [cast("T", found[number]) for number in range(len(works))]
 
     def _next(self, done: "queue.SimpleQueue[U]") -> U:
         """What comes next. Raises queue.Empty past the deadline."""
@@ -467,7 +382,7 @@ class SqliteSource:
     def _connection(self) -> Iterator[dbapi.Connection]:
         with dbapi.connect(self._uri) as connection:
             with connection.cursor() as cursor:
-                for pragma in _HARDENING:
+                for pragma in HARDENING:
                     cursor.execute(pragma)
             yield connection
 
@@ -532,11 +447,6 @@ def _run(connection: dbapi.Connection, query: _Query, most_rows: int) -> pl.Data
 
 def _condition(where: Among) -> str:
     return f"{quoted(where.column)} IN ({', '.join(_literal(value) for value in where.values)})"
-
-
-def _reason(error: Exception) -> str:
-    """What SQLite or the system says, without the path that an OSError carries."""
-    return (error.strerror or "I/O error") if isinstance(error, OSError) else str(error)
 
 
 @contextlib.contextmanager

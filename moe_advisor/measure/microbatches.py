@@ -10,7 +10,7 @@ import re
 import numpy as np
 from numpy.typing import NDArray
 
-from moe_advisor.codes import distinct
+from moe_advisor.codes import among, distinct
 from moe_advisor.model import ActivityKind, RankTrace
 
 EMBEDDING_BACKWARD = re.compile(
@@ -27,7 +27,7 @@ def embedding_passes(rank: RankTrace, step: NDArray[np.int64], steps: int) -> fl
         return None
     table = rank.activities
     name = table["name"].to_numpy()
-    rows = np.isin(name, names) & (table["kind"].to_numpy() == ActivityKind.KERNEL) & (step >= 0)
+    rows = among(name, names) & (table["kind"].to_numpy() == ActivityKind.KERNEL) & (step >= 0)
     if not rows.any() or len(distinct(name[rows])) != 1:
         return None
     counts = np.bincount(step[rows], minlength=steps)

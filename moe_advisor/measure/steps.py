@@ -263,11 +263,9 @@ def _ran_inside(
     table: pl.DataFrame, start: NDArray[np.int64], end: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     """Whether any activity overlaps each window: clocks that disagree can leave one empty."""
-    rows = table.select("start_ns", "end_ns").sort("start_ns")
-    reach = np.concatenate(
-        [[np.iinfo(np.int64).min], np.maximum.accumulate(rows["end_ns"].to_numpy())]
-    )
-    found: NDArray[np.bool_] = reach[np.searchsorted(rows["start_ns"].to_numpy(), end)] > start
+    begun = np.searchsorted(table["start_ns"].to_numpy(), end)  # the table is sorted by start
+    reach = np.append(np.maximum.accumulate(table["end_ns"].to_numpy()), np.iinfo(np.int64).min)
+    found: NDArray[np.bool_] = reach[begun - 1] > start
     return found
 
 

@@ -14,7 +14,7 @@ from nsys_recipe.log import logger
 from moe_advisor import analysis
 from moe_advisor.errors import InputError, MoeAdvisorError
 from moe_advisor.execute import Failed, guarded
-from moe_advisor.ingest.sqlite_reader import is_sqlite
+from moe_advisor.ingest.sqlite_file import is_sqlite
 from moe_advisor.output import html, json_output, markdown
 from moe_advisor.progress import Advance
 from moe_advisor.recipe import FOLDER, NAME

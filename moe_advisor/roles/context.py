@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from moe_advisor.codes import distinct
+from moe_advisor.codes import distinct, few
 from moe_advisor.intervals import union
 from moe_advisor.model import NONE, RangeKind, RankTrace
 from moe_advisor.nesting import Nesting
@@ -143,5 +143,9 @@ def _backward_calls(
         for (tid,), part in annotated.group_by("tid")
     )[1]
     launches = rank.activities["call"].to_numpy()
-    launching = np.unique(tids[launches[launches >= 0]])
-    return np.isin(tids, launching[launching != main])
+    launching = few(tids.take(launches[launches >= 0]))
+    found = np.zeros(len(tids), np.bool_)
+    for tid in launching:
+        if tid != main:
+            found |= tids == tid
+    return found

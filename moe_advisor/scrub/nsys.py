@@ -14,7 +14,8 @@ from pathlib import Path
 
 from moe_advisor.errors import InputError
 from moe_advisor.ingest.nsys_tables import KNOWN_TABLES
-from moe_advisor.ingest.sqlite_reader import open_sqlite, quoted
+from moe_advisor.ingest.sqlite_file import quoted
+from moe_advisor.ingest.sqlite_reader import open_sqlite
 from moe_advisor.privacy import allowed_environment, display_name, gpu_name, shareable_fact
 from moe_advisor.scrub.report import Report, Tally
 from moe_advisor.scrub.words import Cleaner, distinctive

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from moe_advisor import analysis, cache, entries
+from moe_advisor import analysis, cache, entries, finished
 from moe_advisor.ingest import nsys_report
 from moe_advisor.measure.rank import measure_rank
 from moe_advisor.measure.summary import summarise
 from moe_advisor.model import CaptureIssue, InputInfo, Severity
+from moe_advisor.options import Options
 from moe_advisor.output import json_output
+from moe_advisor.result import Result
 from moe_advisor.roles.taxonomy import builtin
+from tests.nsys_builder import two_steps
 from tests.trace_builder import TraceBuilder
 
 ROOT = Path(__file__).parents[2]
@@ -157,8 +160,11 @@ def test_programs_that_share_a_folder_see_whole_entries_or_none(tmp_path: Path) 
     assert not list(tmp_path.rglob(".new-*"))
 
 
-def test_a_second_analysis_does_without_the_table_libraries(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["kineto", "nsys"])
+def test_a_second_analysis_does_without_the_table_libraries(tmp_path: Path, kind: str) -> None:
     trace = str(next((ROOT / "moe_advisor" / "demo").glob("*.json.gz")))
+    if kind == "nsys":
+        trace = str(two_steps().write(tmp_path / "export.sqlite"))
     first = analysis.analyze([trace], analysis.Options(cache=str(tmp_path / "kept")))
     command = ["analyze", trace, "--cache", str(tmp_path / "kept"), "-o", str(tmp_path / "out")]
     code = (
@@ -169,3 +175,86 @@ def test_a_second_analysis_does_without_the_table_libraries(tmp_path: Path) -> N
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     (kept,) = (tmp_path / "out").glob("*.json")
     assert json_output.decode(kept.read_bytes()) == first
+
+
+@pytest.fixture
+def noting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Digests are noted of any file, however short ago it was written."""
+    if os.name != "posix":
+        pytest.skip("no time of change")
+    monkeypatch.setattr(cache, "_NOTED_FROM_BYTES", 0)
+    monkeypatch.setattr(cache, "_SETTLED_S", -3_600.0)
+
+
+@pytest.mark.usefixtures("noting")
+def test_a_file_that_nobody_touched_is_not_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, store = tmp_path / "trace", cache.Cache(tmp_path / "kept")
+    path.write_bytes(b"first")
+    noted = store.digest(path)
+    assert noted == cache.content_digest(path)
+    monkeypatch.delattr(cache, "content_digest")
+    assert store.digest(path) == noted
+
+
+@pytest.mark.usefixtures("noting")
+def test_other_bytes_of_the_same_size_and_time_have_their_own_digest(tmp_path: Path) -> None:
+    path, store = tmp_path / "trace", cache.Cache(tmp_path / "kept")
+    path.write_bytes(b"first")
+    noted, before = store.digest(path), path.stat()
+    while path.stat().st_ctime_ns == before.st_ctime_ns:  # the steps of the file system's clock
+        path.write_bytes(b"other")
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert store.digest(path) == cache.content_digest(path) != noted
+
+
+@pytest.mark.usefixtures("noting")
+def test_a_file_written_just_now_is_not_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_SETTLED_S", 3_600.0)
+    path, store = tmp_path / "trace", cache.Cache(tmp_path / "kept")
+    path.write_bytes(b"first")
+    assert store.digest(path) == cache.content_digest(path)
+    assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_is_written_to_while_it_is_read_is_not_kept(tmp_path: Path, kept: bool) -> None:
+    trace = tmp_path / "trace.json"
+    trace.write_bytes(b"{}")
+    result = analysis.analyze([str(next((ROOT / "moe_advisor" / "demo").glob("*.json.gz")))])
+    made = 0
+
+    def make() -> Result:
+        nonlocal made
+        made += 1
+        if not kept:
+            trace.write_bytes(trace.read_bytes() + b" ")
+        return result
+
+    options = Options(cache=str(tmp_path / "kept"))
+    for _ in range(2):
+        assert finished.kept_or([str(trace)], options, make) == result
+        trace.write_bytes(b"{}")
+    assert made == (1 if kept else 2)
+
+
+def test_rows_in_the_log_of_a_database_count(tmp_path: Path) -> None:
+    trace = tmp_path / "export.sqlite"
+    trace.write_bytes(b"rows")
+    result = analysis.analyze([str(next((ROOT / "moe_advisor" / "demo").glob("*.json.gz")))])
+    options, made = Options(cache=str(tmp_path / "kept")), 0
+
+    def make() -> Result:
+        nonlocal made
+        made += 1
+        return result
+
+    for log in (b"one", b"two", b"one"):
+        (tmp_path / "export.sqlite-wal").write_bytes(log)
+        finished.kept_or([str(trace)], options, make)
+    assert made == 2
