@@ -52,8 +52,12 @@ LIMITER_TOPICS: Mapping[str, tuple[str, ...]] = {
 }
 """Topics of rules that act on each part of a wall, for rules without a what-if."""
 
-UNDONE_SHARE = 0.02
-"""Replays of the same changes in another order differ by less than this share of the gain."""
+UNDONE_STEP = 0.015
+"""A change takes back what those before it gain where it makes the step that they leave longer by
+more than steps of one job differ from run to run."""
+
+UNDONE_GAIN = 0.5
+"""Or where it takes back half of a gain that is small beside the step."""
 
 Combine = Callable[[tuple[str, ...]], Estimate | None]
 
@@ -113,7 +117,9 @@ def order(
             if rival:
                 choices[name] = rival
             else:
-                clash = _clash(item, config, context) or _undone(recommendation, priced, combine)
+                clash = _clash(item, config, context) or _undone(
+                    recommendation, priced, combine, context.get("m", {}).get("step_ms")
+                )
                 if clash:
                     recommendation = msgspec.structs.replace(recommendation, withheld=clash)
                 else:
@@ -175,7 +181,10 @@ def _remembering(combine: Combine | None) -> Combine | None:
 
 
 def _undone(
-    found: Recommendation, before: Sequence[Recommendation], combine: Combine | None
+    found: Recommendation,
+    before: Sequence[Recommendation],
+    combine: Combine | None,
+    step_ms: float | None,
 ) -> str | None:
     """Why this change takes back what those before it gain, or None."""
     names = {one.whatif for one in before if one.whatif and _has_gain(one.estimate)}
@@ -193,7 +202,12 @@ def _undone(
     if without is None or together is None:
         return None
     most, now = without.expected_ms, together.expected_ms
-    if most is None or now is None or now >= most - UNDONE_SHARE * most:
+    if most is None or now is None:
+        return None
+    least = UNDONE_GAIN * most
+    if step_ms is not None:
+        least = min(least, UNDONE_STEP * max(step_ms - most, 0.0))
+    if most - now <= max(least, 0.0):
         return None
     return (
         f"the changes before it gain {most:.1f} ms without this one and {now:.1f} ms with it: "

@@ -29,6 +29,7 @@ from moe_advisor.whatif.model import (
     StepModel,
     Waits,
 )
+from moe_advisor.whatif.recording import recorded_share, recording_ns
 
 MAX_ITEMS = 24_000
 """Items of all lanes together; a larger step is merged kernel by kernel until it fits. A replay
@@ -114,6 +115,9 @@ def build(measured: Sequence[MeasuredRank], hardware: Mapping[str, Any]) -> Step
     facts = dict(ranks[0].partial.facts)
     if any(name.startswith(MEGATRON_NAMES) for name in ranks[0].trace.names):
         facts["framework"] = "megatron"
+    host_ns = sum(int(lane.items.host_ns.sum() + lane.waits.before_ns.sum()) for lane in lanes)
+    if share := recorded_share([part.recording_ns() for part in parts], host_ns):
+        facts["recorded_share"] = share
     model = StepModel(
         tuple(lanes),
         participants,
@@ -207,6 +211,11 @@ class _Rank:
         self.next_host = int(self.launch[at])
         for name in ("rows", "launch", "call", "start", "end", "stream", "collective"):
             setattr(self, name, getattr(self, name)[:at])
+
+    def recording_ns(self) -> float:
+        """Events recorded on the launching threads, each as long as the start of an operator."""
+        first = int(self.launch.min(initial=self.begin))
+        return recording_ns(self.one.trace, self.tids, first, self.next_host)
 
     def _next_row(self, start: Ints, windows: StepWindows, step: int) -> int:
         """The activity whose start ends the step, or -1 where the host or an end does."""

@@ -176,10 +176,12 @@ _ALL = (
         description="Dispatch and combine beside compute that does not depend on them.",
         parameters="1f1b (Megatron's merged micro-batches) or chunked (halves of one layer)",
         assumptions=(
-            "GEMMs whose tiles are dealt out beforehand (CUTLASS) lose a wave to communication,"
-            " others the SMs that it holds; the wire is 10 to 34 % slower beside compute, and"
+            "GEMMs whose tiles are dealt out beforehand (CUTLASS) lose most of a wave to"
+            " communication that was there first, others the SMs that it holds; the wire is 8 to"
+            " 14 % slower beside the other half's compute, 10 to 34 % beside two streams, and it"
             " starts in the tail of a kernel that fills the GPU.",
-            "Chunked: small kernels don't get shorter; forward joins wait for the whole stream.",
+            "Chunked: small kernels don't get shorter; forward joins wait for the whole stream; in"
+            " backward the halves' gradients are put together: ten launches, and one per weight.",
             "1f1b: layers are launched in Megatron-Core's order; the launching thread hands over"
             " to autograd's and back 9 times per layer and micro-batch, 0.08 to 0.15 ms each; the"
             " first forward and the last backward (with a pipeline: warm-up and cool-down) stay"

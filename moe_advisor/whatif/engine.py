@@ -60,8 +60,9 @@ def estimate(
 
     A change that does not apply, or that the trace can't tell, has status not_measured and a
     reason. `config` holds configuration values by name, `unprofiled_step_ms` a step time from a
-    log: without it host work counts as stretched 1.3 to 1.7 times (1.6 to 2.1 where the profiler
-    recorded operators). Gains are shares of the step without a profiler, in ms of the traced step.
+    log: without it the trace tells how much of the host's time recording took, or host work counts
+    as stretched 1.1 to 1.8 times (1.4 to 2.5 where the profiler recorded operators). Gains are
+    shares of the step without a profiler, in ms of the traced step.
     KeyError for an unknown change.
     """
     context = _context(summary, config)
@@ -170,6 +171,13 @@ class _Engine:
 
     def _stretch(self) -> tuple[float, float, float]:
         """How much the profiler stretched host work: least, expected and most."""
+        share = float(self.model.facts.get("recorded_share") or 0.0)
+        if share > 0:
+            least, middle, most = (
+                round(1.0 / (1.0 - min(cost * share, calibrate.RECORDING_MOST)), 2)
+                for cost in calibrate.RECORDING_COST
+            )
+            return least, middle, most
         recorded = self.model.facts.get("operators")
         return calibrate.STRETCH_OPERATORS if recorded else calibrate.STRETCH
 
@@ -312,7 +320,9 @@ class _Engine:
         """A range wider than the limit says nothing; it is narrowed around the expected gain."""
         step = self.model.step_ns
         limit = max(calibrate.RANGE_POINTS * step, calibrate.RANGE_GAINS * abs(expected))
-        limit = min(limit, max(calibrate.RANGE_STEP * step, abs(expected)))
+        # Where less than that may be gained, it is a range too wide to decide by.
+        if low <= calibrate.RANGE_STEP * step:
+            limit = min(limit, calibrate.RANGE_STEP * step)
         width = high - low
         if width <= limit:
             return low, high

@@ -295,3 +295,28 @@ def test_a_change_that_takes_back_the_gain_of_those_before_it_waits() -> None:
     assert [step.rules for step in advice.plan] == [["a"]]
     assert advice.plan[0].combined.expected_ms == pytest.approx(12.0)
     assert asked == [("dispatcher", "permute-fusion")]
+
+
+@pytest.mark.parametrize(
+    ("together", "waits"),
+    [
+        (118.4, False),  # 0.4 ms of the 80 ms that are left, as much as between two runs
+        (116.2, True),  # 2.6 ms, a fortieth
+    ],
+)
+def test_a_change_waits_where_the_step_that_is_left_gets_longer_than_runs_differ(
+    together: float, waits: bool
+) -> None:
+    rules = [rule("a", whatif="link"), rule("b", whatif="ep-overlap")]
+    estimates = {"link": gain(118.8), "ep-overlap": gain(10.0)}
+    facts = Facts(m={"step_ms": 200.0})
+    advice = advise(facts, rules, estimates, lambda names: gain(together))
+    assert (advice.recommendations[1].withheld is not None) == waits
+
+
+def test_half_of_a_gain_that_is_small_beside_the_step_is_not_given_back() -> None:
+    rules = [rule("a", whatif="permute-fusion"), rule("b", whatif="dispatcher")]
+    estimates = {"permute-fusion": gain(1.0), "dispatcher": gain(0.5)}
+    facts = Facts(m={"step_ms": 1_000.0})
+    advice = advise(facts, rules, estimates, lambda names: gain(0.4))
+    assert advice.recommendations[1].withheld is not None

@@ -88,9 +88,23 @@ def slowed_beside_the_wire(name: str) -> tuple[float, float]:
 
 
 def test_a_gemm_whose_tiles_are_dealt_out_loses_a_wave_to_the_first_sm_that_is_taken() -> None:
-    # It is wholly beside the second half's wire, which holds 32 of 132 SMs.
-    assert slowed_beside_the_wire("void cutlass::device_kernel<...>") == (2.0, 1.0)
-    assert slowed_beside_the_wire("_ZN7cutlass13device_kernelIN2at4cuda") == (2.0, 1.0)
+    # It is wholly beside the second half's wire, which holds 32 of 132 SMs; what is left over runs
+    # nearly alone and takes 0.68 times as long at best.
+    assert slowed_beside_the_wire("void cutlass::device_kernel<...>") == (1.68, 1.0)
+    assert slowed_beside_the_wire("_ZN7cutlass13device_kernelIN2at4cuda") == (1.68, 1.0)
+
+
+def test_a_gemm_that_has_its_sms_before_the_wire_comes_keeps_its_time() -> None:
+    before = replace(model(layers(wire=500).lane(1)), names=("cutlass::device_kernel",))
+    s = Step()
+    s.item(100, Role.EXPERT_GEMM, blocks=132)
+    s.item(200, Role.EP_DISPATCH, stream=1, blocks=32, host=50)
+    s.item(100, Role.EXPERT_GEMM, blocks=132)
+    after = replace(model(s.lane(300)), names=before.names)
+    timing = replay(after)
+    assert timing.start_ns[0].tolist() == [0, 50 * US, 100 * US, 200 * US]
+    slowed = contended(before, after, timing.start_ns, timing.end_ns, EXPECTED).lanes[0].items
+    assert slowed.duration_ns[[0, 2]].tolist() == [100 * US, 174_500]
 
 
 def test_a_gemm_whose_tiles_go_to_whoever_is_free_loses_the_share_of_sms_that_is_taken() -> None:
@@ -246,8 +260,11 @@ def test_host_gains_count_less_where_the_profiler_recorded_operators() -> None:
         found = combine(model(lane, **facts), ("host-syncs",))
         return found.basis or ""
 
-    assert "stretched 1.31 to 1.66 times" in basis()
-    assert "stretched 1.6 to 2.09 times" in basis(operators=True)
+    assert "stretched 1.1 to 1.8 times" in basis()
+    assert "stretched 1.44 to 2.54 times" in basis(operators=True)
+    # Where nested operators show how long recording takes, the trace itself tells.
+    assert "stretched 1.3 to 1.89 times" in basis(operators=True, recorded_share=0.2)
+    assert "stretched 4.0 to 4.0 times" in basis(operators=True, recorded_share=0.9)
 
 
 def test_a_gain_is_its_share_of_the_step_without_a_profiler_in_ms_of_the_traced_one() -> None:
@@ -559,6 +576,19 @@ def test_a_dispatch_library_sends_one_copy_per_rank_and_permutes_once() -> None:
     assert low.transfer_ns[1] == pytest.approx((498 / 0.86 + 10) * US, rel=0.01)
 
 
+def test_halves_bring_their_gradients_together_behind_every_backward_pass() -> None:
+    s = layers(backward=True)
+    for row in s.rows:
+        row["host_ns"] = 10 * US
+    before = model(s.lane(500))
+    after = apply(before, "ep-overlap", "chunked").lanes[0].items
+    dense = np.flatnonzero(after.role == Role.DENSE_GEMM)[0]
+    # Ten launches for the slices and none for weights: one product in backward is no gradient.
+    assert after.host_ns[dense] == (10 + 10 * 10) * US
+    best = apply(before, "ep-overlap", "chunked", Case.HIGH).lanes[0].items
+    assert best.host_ns[dense] == 10 * US
+
+
 def test_permutation_falls_towards_what_its_bytes_take() -> None:
     s = layers()
     for row in s.rows:
@@ -620,3 +650,20 @@ def test_no_steps_no_estimate() -> None:
 def test_an_unknown_change_is_a_key_error() -> None:
     with pytest.raises(KeyError):
         combine(model(), ("warp-drive",))
+
+
+@pytest.mark.parametrize(("scale", "waited_us"), [(1.0, 200), (0.5, 100)])
+def test_of_the_waiting_for_slow_ranks_a_quarter_is_left_whatever_the_hosts_speed(
+    scale: float, waited_us: int
+) -> None:
+    lanes = []
+    for rank, host in enumerate((100, 300)):
+        s = Step()
+        s.item(50, Role.EP_DISPATCH, host=host, collective=0, transfer=50)
+        lanes.append(s.lane(400, rank=rank))
+    before = model(*lanes, collectives=1)
+    after = CHANGES["stragglers"].apply(before, Ask(None, EXPECTED, Context(), scale))
+    assert after.lanes[0].items.duration_ns[0] == (50 + waited_us // 4) * US
+    assert after.lanes[1].items.duration_ns[0] == 50 * US
+    best = CHANGES["stragglers"].apply(before, Ask(None, Case.HIGH, Context(), scale))
+    assert [int(one.items.duration_ns[0]) for one in best.lanes] == [50 * US, 50 * US]

@@ -130,9 +130,24 @@ def test_a_pair_is_judged_by_how_its_runs_were_made(validate: dict[str, Any]) ->
 
 def test_constants_are_what_their_sources_say(validate: dict[str, Any]) -> None:
     sources = yaml.safe_load((BENCHMARKS / "overlap_costs.yaml").read_text(encoding="utf-8"))
-    stretch = np.asarray([one["stretch"] for one in sources["host_stretch"]["torch"]])
-    assert np.percentile(stretch, (25, 50, 75)) == pytest.approx(
+    hosts = sources["host_stretch"]
+    stretch = np.asarray([one["stretch"] for one in hosts["torch"]])
+    assert np.percentile(stretch, (10, 50, 90)) == pytest.approx(
         calibrate.STRETCH_OPERATORS, abs=0.05
+    )
+    alone = np.asarray([one["stretch"] for one in hosts["nsys"]])
+    assert np.percentile(alone, (10, 50, 90)) == pytest.approx(calibrate.STRETCH, abs=0.05)
+    share = np.asarray([one["recorded_share"] for one in hosts["torch"]])
+    assert np.percentile((1 - 1 / stretch) / share, (10, 50, 90)) == pytest.approx(
+        calibrate.RECORDING_COST, abs=0.01
+    )
+    longer = [one for pair in sources["left_over_wave"] for one in pair["longer"]]
+    assert np.percentile(longer, (75, 50, 25)) == pytest.approx(calibrate.LEFT_OVER_WAVE, abs=0.01)
+    beside = [one["extra"] for one in sources["wire_beside_compute"]]
+    chunked = np.percentile(beside[8:], (75, 50, 25))
+    assert chunked == pytest.approx(calibrate.WIRE_BESIDE_COMPUTE, abs=0.01)
+    assert np.percentile(beside, (75, 50, 25)) == pytest.approx(
+        calibrate.WIRE_BESIDE_STREAMS, abs=0.02
     )
     each = np.asarray([one["each_ms"] for one in sources["handovers"]["used"]]) * 1e6
     assert np.percentile(each, (75, 50, 25)) == pytest.approx(calibrate.HANDOVER_NS, rel=0.05)
@@ -141,3 +156,12 @@ def test_constants_are_what_their_sources_say(validate: dict[str, Any]) -> None:
     assert tuple(reversed(behind["share"][1:4])) == calibrate.ROOM_FROM
     counted = [one["handovers"] for one in sources["handovers"]["captures"]]
     assert np.median(counted) == 2 * HANDOVERS
+
+
+def test_recording_told_from_the_trace_beats_one_stretch_where_nothing_was_set() -> None:
+    sources = yaml.safe_load((BENCHMARKS / "overlap_costs.yaml").read_text(encoding="utf-8"))
+    held_out = sources["host_stretch"]["held_out"]
+    stretch = np.log([one["stretch"] for one in held_out])
+    share = np.asarray([one["recorded_share"] for one in held_out])
+    told = -np.log(1 - calibrate.RECORDING_COST[1] * share)
+    assert abs(told - stretch).mean() < abs(np.log(calibrate.STRETCH_OPERATORS[1]) - stretch).mean()

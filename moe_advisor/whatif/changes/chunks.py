@@ -129,7 +129,7 @@ def _chunked(
     # Every half records an event and waits for one, before its wire and after it.
     joins = calibrate.JOIN_LAUNCHES * model.calibration.launch_ns
     host = items.host_ns + np.where(wire, joins, 0)
-    duration += _gradient_additions(items, split, model, case)
+    _join_gradients(lane, plan, place, host, duration, model, case)
     new = replace(
         items,
         duration_ns=duration,
@@ -171,22 +171,42 @@ def _block_edges(block: Block, place: Ints, edge: Callable[..., None], case: Cas
         edge(place[0, block.end], place[1, second_last])
 
 
-def _gradient_additions(
-    items: Items, split: NDArray[np.bool_], model: StepModel, case: Case
-) -> Ints:
-    """Extra time on backward expert GEMMs of the second halves: their weight gradients are added.
+def _join_gradients(
+    lane: Lane,
+    plan: _Plan,
+    place: Ints,
+    host: Ints,
+    duration: Ints,
+    model: StepModel,
+    case: Case,
+) -> None:
+    """Adds what brings the halves' gradients together, behind every backward pass through a layer.
 
-    The addition reads two and writes one value per parameter, the optimizer moves
-    OPTIMIZER_VALUES; so the optimizer's time shows what one addition for all weights takes.
+    Autograd fills a whole tensor with zeros and copies the half into it, for both halves of the
+    tokens and of their weights, and adds them up; and it adds the halves' gradients of every expert
+    weight. An addition reads two values and writes one per parameter, the optimizer moves
+    OPTIMIZER_VALUES: so the optimizer's time shows what one addition for all weights takes.
     """
+    items = lane.items
     optimizer = float(items.duration_ns[items.has_role(Role.OPTIMIZER)].sum())
-    rows = split & items.backward & items.has_role(Role.EXPERT_GEMM)
-    count = int(rows.sum())
+    gemms = items.has_role(Role.EXPERT_GEMM)
+    backward = [block for block in plan.blocks if block.backward]
+    if case is Case.HIGH or not backward:
+        return
     passes = model.facts.get("microbatches") or 1.0
-    if not count or not optimizer or case is Case.HIGH:
-        return np.zeros(len(items), np.int64)
-    each = optimizer * calibrate.ADDITION_VALUES / calibrate.OPTIMIZER_VALUES * passes / count
-    return np.where(rows, round(each), 0).astype(np.int64)
+    adding = optimizer * calibrate.ADDITION_VALUES / calibrate.OPTIMIZER_VALUES * passes
+    adding /= len(backward)
+    for block in backward:
+        following = int(place[0, block.end])
+        rows = np.flatnonzero(items.kernels[block.begin : block.end] > 0) + block.begin
+        # Every weight has two products in backward: its own gradient and its input's.
+        weights = int(gemms[block.begin : block.end].sum()) // 2
+        launches = calibrate.SLICE_LAUNCHES + weights
+        one = float(np.median(items.host_ns[rows] / items.kernels[rows]))
+        host[following] += round(launches * one)
+        if items.collective[block.end] == NO_ITEM and weights:
+            short = calibrate.SLICE_LAUNCHES * model.calibration.floor_ns
+            duration[following] += round(adding) + short
 
 
 def _half_ns(items: Items, model: StepModel) -> Ints:

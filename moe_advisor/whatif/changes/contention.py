@@ -58,10 +58,12 @@ def contended(
         rows = np.flatnonzero(heavy)
         covered = resident.within(start[rows], undisturbed[rows])
         waves = np.ceil(items.blocks[rows] / sms)
-        slow = np.where(
-            (waves <= calibrate.QUANTISED_WAVES) & np.isin(items.name[rows], static),
-            np.ceil(items.blocks[rows] / (sms - held)) / waves,
-            sms / (sms - held),
+        dealt = (waves <= calibrate.QUANTISED_WAVES) & np.isin(items.name[rows], static)
+        # Blocks that have an SM keep it: only a wire that was there first holds them up.
+        covered = np.where(dealt & ~resident.contains(start[rows]), 0, covered)
+        left_over = np.ceil(items.blocks[rows] / (sms - held)) / waves - 1.0
+        slow = 1.0 + np.where(
+            dealt, left_over * calibrate.LEFT_OVER_WAVE[case], sms / (sms - held) - 1.0
         )
         duration[rows] += ((slow - 1.0) * covered).astype(np.int64)
         share = weight * _memory_share(items, wire, model)
@@ -72,11 +74,12 @@ def contended(
         computing = union(start[busy], end[busy])
         rows = np.flatnonzero(wire)
         covered = computing.within(start[rows], start[rows] + items.transfer_ns[rows])
-        longer = (calibrate.WIRE_BESIDE_COMPUTE[case] * covered).astype(np.int64)
+        aside = busy & (items.stream >= side)
+        beside = calibrate.WIRE_BESIDE_STREAMS if aside.any() else calibrate.WIRE_BESIDE_COMPUTE
+        longer = (beside[case] * covered).astype(np.int64)
         transfer[rows] += longer
         duration[rows] += longer
         # Two streams of compute share one GPU: what one takes, the other loses.
-        aside = busy & (items.stream >= side)
         if aside.any():
             for mine, others in ((aside, busy & ~aside), (busy & ~aside, aside)):
                 rows = np.flatnonzero(mine)

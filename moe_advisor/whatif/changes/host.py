@@ -8,13 +8,13 @@ from moe_advisor.whatif.blocks import PAYLOAD, find_blocks
 from moe_advisor.whatif.changes.edit import (
     Ask,
     Case,
-    each,
     require,
     require_room,
     select,
     without_waits,
 )
-from moe_advisor.whatif.model import NO_ITEM, Flags, Items, Lane, StepModel
+from moe_advisor.whatif.model import NO_ITEM, Flags, Items, StepModel
+from moe_advisor.whatif.replay import replay
 
 
 def host_syncs(model: StepModel, ask: Ask) -> StepModel:
@@ -123,11 +123,15 @@ def stragglers(model: StepModel, ask: Ask) -> StepModel:
         "waiting for other ranks can't be told from one rank: capture all ranks of a group",
     )
 
-    def change(lane: Lane) -> Lane:
+    # How long they wait depends on how fast the hosts are: as in this replay, not as measured.
+    timing = replay(model, host_scale=ask.host_scale)
+    lanes = []
+    for lane, start, end in zip(model.lanes, timing.start_ns, timing.end_ns, strict=True):
         items = lane.items
-        wait = np.where(items.collective >= 0, items.duration_ns - items.transfer_ns, 0)
-        spared = (wait * (1.0 - calibrate.WAITING_LEFT[ask.case])).astype(np.int64)
+        matched = items.collective >= 0
+        wait = np.where(matched, np.maximum(end - start - items.transfer_ns, 0), 0)
+        left = (wait * calibrate.WAITING_LEFT[ask.case]).astype(np.int64)
         alone = np.full(len(items), NO_ITEM, np.int64)
-        return lane.with_items(duration_ns=items.duration_ns - spared, collective=alone)
-
-    return each(model, change)
+        duration = np.where(matched, items.transfer_ns + left, items.duration_ns)
+        lanes.append(lane.with_items(duration_ns=duration, collective=alone))
+    return model.with_lanes(tuple(lanes))
