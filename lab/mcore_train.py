@@ -46,6 +46,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 WARMUP_STEPS = 4
 NSYS_FLUSH_S = 2.5  # CUPTI hands over its buffers in the background; stopping at once loses some
+NSYS_COLLECT_S = 20.0  # generous: a report is whole when its program has ended by itself
 VOCAB = 32000
 NORM_OF_TE = transformer_block.LayerNormImpl
 
@@ -645,7 +646,10 @@ def main() -> None:
             if ARGS.mode == "nsys" or "illegal" in repr(error):
                 break
     if any("te_" in name and "graph" in name for name in ARGS.variants.split(",")):
-        os._exit(0)  # NCCL waits forever for communicators that captured graphs still hold
+        # NCCL waits forever for communicators that captured graphs still hold. nsys collects its
+        # buffers until the process ends: leaving at once took half of a rank's records along.
+        time.sleep(NSYS_COLLECT_S if ARGS.mode == "nsys" else 0)
+        os._exit(0)
     dist.destroy_process_group()
 
 

@@ -1,6 +1,7 @@
 """Forward work that runs again inside backward, from what the trace shows of its launch."""
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,8 +19,17 @@ _ENGINE = "autograd::engine::evaluate_function"
 _FUNCTION_NAME = re.compile(r"[A-Za-z_]\w*")
 """A custom autograd Function is recorded by its class's name; its backward node adds Backward."""
 
+_FORWARD_NAMES = ("forward", "fwd", "fprop", "fmha_cutlassf", "topk", "silu_kernel")
+
 MAX_ANCHORS = 4
 """So many forward passes are tried to find the one that a re-run forward repeats."""
+
+MAX_EXTRA = 32
+"""So many kernels may run again beside what ran first: with gradients recorded the router computes
+its auxiliary loss too, 17 kernels in Megatron-Core."""
+
+RESUMED = 6
+"""So many kernels in the same order as before tell that the re-run goes on behind extra ones."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +145,7 @@ def _from_repeated_sequence(rank: RankTrace, roles: RoleTable) -> Recompute:
             None if told else "no kernel or range that is named after the forward pass",
         )
     first_names, again_names = names[first], names[again]
+    backward_names = {n for n in distinct(again_names) if _is_backward(rank.names[n])}
     first_anchor = np.flatnonzero(np.isin(first_names, sorted(anchors)))
     again_anchor = np.flatnonzero(np.isin(again_names, sorted(anchors)))
     result = launched_again
@@ -146,7 +157,7 @@ def _from_repeated_sequence(rank: RankTrace, roles: RoleTable) -> Recompute:
         best = (0, 0)
         for choice in choices.tolist():
             left = _common(first_names[choice::-1], again_names[at::-1])
-            right = _common(first_names[choice:], again_names[at:])
+            right = _rerun(first_names[choice:], again_names[at:], backward_names)
             best = max(best, (left, right), key=sum)
         left, right = best
         result[again[at - left + 1 : at + right]] = True
@@ -189,10 +200,38 @@ def _is_library_call(name: str) -> bool:
 
 
 def _is_forward(name: str) -> bool:
-    """Kernels whose names say that they belong to a forward pass (attention, softmax, norms)."""
+    """Kernels whose names say that they belong to a forward pass (attention, softmax, norms).
+
+    The router's top-k does too, as the gradient of a choice is scattered, never chosen again, and
+    PyTorch's SiLU, which has a kernel of its own for backward.
+    """
     lowered = name.lower()
-    told = any(text in lowered for text in ("forward", "fwd", "fprop", "fmha_cutlassf"))
-    return told and not any(text in lowered for text in ("backward", "bwd", "bprop"))
+    told = any(text in lowered for text in _FORWARD_NAMES)
+    return told and not _is_backward(name)
+
+
+def _is_backward(name: str) -> bool:
+    """Kernels whose names say that they belong to a backward pass."""
+    lowered = name.lower()
+    return any(text in lowered for text in ("backward", "bwd", "bprop"))
+
+
+def _rerun(first: NDArray[np.uint32], again: NDArray[np.uint32], backward: Collection[int]) -> int:
+    """How many leading entries of `again` run `first` again, extra ones in between included."""
+    end = _common(first, again)
+    done = end
+    while True:
+        goal = first[done : done + RESUMED]
+        extra = again[end : end + MAX_EXTRA + RESUMED]
+        if len(goal) < RESUMED or len(extra) <= RESUMED:
+            return end
+        places = np.lib.stride_tricks.sliding_window_view(extra, RESUMED)
+        found = np.flatnonzero((places == goal).all(axis=1))
+        if not len(found) or any(one in backward for one in extra[: found[0]].tolist()):
+            return end
+        end += int(found[0])
+        more = _common(first[done:], again[end:])
+        done, end = done + more, end + more
 
 
 def _common(first: NDArray[np.uint32], second: NDArray[np.uint32]) -> int:

@@ -88,11 +88,13 @@ _COMPUTE_BY_CONTEXT: dict[str, dict[str, Role]] = {
     },
 }
 _COMPUTE_BY_CONTEXT["unknown"] = _COMPUTE_BY_CONTEXT["elementwise"]
+_COMPUTE_BY_CONTEXT["accumulate"] = _COMPUTE_BY_CONTEXT["elementwise"]
 
 _WITHOUT_CONTEXT = {
     "gemm": Role.GEMM_UNATTRIBUTED,
     "softmax": Role.ELEMENTWISE,
     "index": Role.ELEMENTWISE,
+    "accumulate": Role.ELEMENTWISE,
     "elementwise": Role.ELEMENTWISE,
     "unknown": Role.COMPUTE_OTHER,
     "collective": Role.COLLECTIVE_OTHER,
@@ -194,6 +196,7 @@ _NATURES = (
     "gemm",
     "softmax",
     "index",
+    "accumulate",
     "elementwise",
     *(role.label for role in Role),
 )
@@ -618,15 +621,18 @@ def _attribute_around_experts(
 ) -> None:
     """What unnamed pointwise and index kernels between dispatch and combine are for.
 
-    Between the experts' first and last GEMM they are their activation; before and after they sort
-    rows by expert and back.
+    Between the experts' first and last GEMM they are their activation, and from a kernel on that is
+    named so, as an activation that runs again stands before its GEMM; before and after that they
+    sort rows by expert and back.
     """
     generic = among(nature, (_NATURE_INDEX["elementwise"], _NATURE_INDEX["index"]))
     generic &= (sources == Source.NAME) & among(roles, (Role.ELEMENTWISE, Role.PERMUTE))
     found = np.flatnonzero(generic & (rows.start >= burst_start[0]))
     gap = np.searchsorted(burst_start, rows.start[found], side="right") - 1
     found, gap = found[gap_kind[gap] == 1], gap[gap_kind[gap] == 1]
-    experts = np.flatnonzero(roles == Role.EXPERT_GEMM)
+    experts = np.flatnonzero(
+        (roles == Role.EXPERT_GEMM) | ((roles == Role.ACTIVATION) & (sources == Source.NAME))
+    )
     expert_gap = np.searchsorted(burst_start, rows.start[experts], side="right") - 1
     inside = expert_gap >= 0
     first = np.full(len(burst_start), np.iinfo(np.int64).max)
@@ -649,8 +655,15 @@ _SINGLE_NAME = re.compile(r"sgemm|f32f32_f32f32|^nvjet_sm\d+_sss")
 def _kernels(
     rank: RankTrace, rows: _Rows, nature: NDArray[np.int8], roles: NDArray[np.int8]
 ) -> Kernels:
-    """The compute kernels stream by stream, and what their names tell."""
-    compute = np.flatnonzero((rows.kind == ActivityKind.KERNEL) & (roles < Role.EP_DISPATCH))
+    """The compute kernels stream by stream, and what their names tell.
+
+    Gradients are accumulated by hooks in the midst of other work and say nothing about it.
+    """
+    compute = np.flatnonzero(
+        (rows.kind == ActivityKind.KERNEL)
+        & (roles < Role.EP_DISPATCH)
+        & (nature != _NATURE_INDEX["accumulate"])
+    )
     compute = compute[np.argsort(rows.stream[compute], kind="stable")]
     what, name = nature[compute], rows.name[compute]
 

@@ -20,7 +20,8 @@ REMEMBERED_NAMES = 20_000
 """A capture has a few thousand names; beyond this they are hostile, and memory counts more."""
 
 NATURES = frozenset(
-    {role.label for role in Role} | {"collective", "gemm", "softmax", "index", "elementwise"}
+    {role.label for role in Role}
+    | {"collective", "gemm", "softmax", "index", "accumulate", "elementwise"}
 )
 """What a kernel's name can prove: a role, or what kind of work needs a context to become one."""
 

@@ -33,7 +33,14 @@ def test_a_forward_range_on_the_backward_thread_is_recompute_unless_backward_has
 
 
 @pytest.mark.parametrize(
-    ("kernel", "expected"), [("cunn_SoftMaxForwardReg<float>", 3), ("cunn_SoftMaxBackward", 0)]
+    ("kernel", "expected"),
+    [
+        ("cunn_SoftMaxForwardReg<float>", 3),
+        ("cunn_SoftMaxBackward", 0),
+        ("at::native::sbtopk::gatherTopK<float, unsigned int, 2, false>", 3),
+        ("at::native::(anonymous namespace)::silu_kernel(at::TensorIteratorBase&)", 3),
+        ("at::native::(anonymous namespace)::silu_backward_kernel(at::TensorIteratorBase&)", 0),
+    ],
 )
 def test_a_kernel_named_after_the_forward_pass_marks_what_runs_again_around_it(
     kernel: str, expected: int
@@ -49,6 +56,29 @@ def test_a_kernel_named_after_the_forward_pass_marks_what_runs_again_around_it(
             at = start + 5 * place
             b.kernel(at + 1, at + 2, name, launch=at, tid=tid)
     b.kernel(90, 91, "gradient", launch=89, tid=2)
+    rank = b.build()
+    assert find_recompute(rank, assign_roles(rank, builtin())).rows.sum() == expected
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [(["aux_loss", "aux_scale"], 10), (["aux_backward", "aux_scale"], 2), (["aux_loss"] * 40, 2)],
+    ids=["a loss that needs gradients", "real backward in between", "too much in between"],
+)
+def test_a_rerun_goes_on_behind_kernels_that_only_run_where_gradients_are_recorded(
+    extra: list[str], expected: int
+) -> None:
+    """A router that runs again computes its auxiliary loss too: 2 + 2 of it + 6 kernels."""
+    forward = ["sbtopk::gatherTopK<float>", ADD, *(f"permute_{n}" for n in range(6))]
+    b = TraceBuilder()
+    b.range(0, 1000, "iteration1")
+    b.range(1, 60, "moe")
+    b.kernel(201, 202, "backward_of_the_loss", launch=200, tid=2)
+    for place, name in enumerate(forward):
+        b.kernel(5 * place + 6, 5 * place + 7, name, launch=5 * place + 5)
+    for place, name in enumerate([*forward[:2], *extra, *forward[2:], "gradient"]):
+        at = 210 + 5 * place
+        b.kernel(at + 1, at + 2, name, launch=at, tid=2)
     rank = b.build()
     assert find_recompute(rank, assign_roles(rank, builtin())).rows.sum() == expected
 

@@ -124,6 +124,35 @@ def test_pointwise_kernels_around_the_experts_permute_and_between_them_activate(
     ]
 
 
+def test_an_activation_that_runs_again_stands_before_the_experts_gemm() -> None:
+    b = TraceBuilder()
+    b.kernel(0, 10, FLASH)
+    b.collective(20, 30, A2A, "comm-a")
+    silu = "void at::native::vectorized_elementwise_kernel<4, silu_kernel()>"
+    for at, name in ((31, ADD), (35, silu), (38, ADD), (43, GROUPED), (50, ADD)):
+        b.kernel(at, at + 2, name)
+    b.collective(60, 70, A2A, "comm-a")
+    b.kernel(85, 90, FLASH)
+    middle = ["permute", "activation", "activation", "expert_gemm", "permute"]
+    assert roles_of(b) == ["attention", "ep_dispatch", *middle, "ep_combine", "attention"]
+
+
+def test_gradients_added_to_the_main_ones_are_neither_permutation_nor_activation() -> None:
+    add = (
+        "void at::native::unrolled_elementwise_kernel<at::native::CUDAFunctor_add<float>, "
+        "std::array<char*, 3ul>, 4, at::native::memory::LoadWithCast<2>>(int)"
+    )
+    b = TraceBuilder()
+    b.kernel(0, 10, FLASH)
+    b.collective(20, 30, A2A, "comm-a")
+    for at, name in ((31, add), (33, GROUPED), (40, add), (43, GROUPED), (50, ADD)):
+        b.kernel(at, at + 2, name)
+    b.collective(60, 70, A2A, "comm-a")
+    b.kernel(85, 90, FLASH)
+    middle = ["elementwise", "expert_gemm", "elementwise", "expert_gemm", "permute"]
+    assert roles_of(b) == ["attention", "ep_dispatch", *middle, "ep_combine", "attention"]
+
+
 def test_structure_says_nothing_where_micro_batches_overlap() -> None:
     b = TraceBuilder()
     moe_pass(b, 0, known=False, tid=1)
