@@ -31,7 +31,7 @@ from moe_advisor.ingest.json_stream import StreamLimits
 from moe_advisor.ingest.training_log import TrainingLog
 from moe_advisor.keys import environment_names
 from moe_advisor.measure.facts import trace_facts
-from moe_advisor.measure.health import for_profiler, run_issues
+from moe_advisor.measure.health import for_profiler, run_issues, sparser_ranks
 from moe_advisor.measure.partial import RankPartial
 from moe_advisor.measure.rank import MeasuredRank, measure_rank
 from moe_advisor.measure.registry import METRICS
@@ -131,7 +131,24 @@ def measure(
         MemoryGuard(int(memory_gib * bounded.GIB) if memory_gib else None),
         releasing(),
     ):
-        return _measure(local, options, progress, executor)
+        return _whole(_measure(local, options, progress, executor))
+
+
+def _whole(measured: Measured) -> Measured:
+    """Without the ranks that lost records: what is left of them would be taken for idle time."""
+    lost = sparser_ranks(measured.partials)
+    if not lost:
+        return measured
+    gone = {issue.rank for issue in lost}
+    kept = tuple(one for one in measured.kept if one.partial.rank not in gone)
+    shown = min(kept, key=lambda m: m.partial.rank, default=None)
+    return replace(
+        measured,
+        partials=tuple(one for one in measured.partials if one.rank not in gone),
+        kept=kept,
+        timeline=timeline(shown) if shown else None,
+        issues=(*measured.issues, *lost),
+    )
 
 
 def _measure(

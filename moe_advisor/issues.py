@@ -156,7 +156,7 @@ ISSUES: dict[str, IssueText] = {
     ),
     "rank-sparser": IssueText(
         "A rank lacks kernels and collectives that its peers have in the same steps.",
-        "Its busy time is too low and its idle time too high, and so are all means with it.",
+        "It is left out: its busy time would be too low. What needs all ranks is bounded.",
         "Capture again, and let the program run on for some seconds after the last traced step.",
     ),
     "ranks-missing": IssueText(

@@ -86,6 +86,9 @@ def trace_facts(
     )
     t["graph_opaque"] = metric.get("graph_opaque_share", 0.0) > 0
     t["graph_node_tracing"] = metric.get("graph_kernel_share", 0.0) > 0
+    for name in ("graphed_attention", "graphed_router"):
+        if first[name] is not None and not t["graph_opaque"]:
+            t[name] = first[name]
     if "recompute_ms" in metric:
         if metric["recompute_ms"] < 0.002 * step:
             t["recompute"] = "none"

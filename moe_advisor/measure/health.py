@@ -285,7 +285,6 @@ def run_issues(partials: Sequence[RankPartial], profiler: str) -> list[CaptureIs
         for one in partials
         if len(one.step_names) < most
     ]
-    found += _sparser_ranks(partials)
     if profiler == "nsys" and any(one.facts.get("operators") for one in partials):
         found.append(
             CaptureIssue(
@@ -298,7 +297,7 @@ def run_issues(partials: Sequence[RankPartial], profiler: str) -> list[CaptureIs
     return found
 
 
-def _sparser_ranks(partials: Sequence[RankPartial]) -> list[CaptureIssue]:
+def sparser_ranks(partials: Sequence[RankPartial]) -> list[CaptureIssue]:
     """Ranks without kernels and collectives that their peers of one stage have in the same steps.
 
     Peers run one program, and a collective needs all of them: what is missing was not recorded.
@@ -321,8 +320,8 @@ def _sparser_ranks(partials: Sequence[RankPartial]) -> list[CaptureIssue]:
                 message = (
                     f"rank {rank} has {kernels} of rank {fullest}'s {most[0]} kernels and "
                     f"{collectives} of its {most[1]} collectives in the same {len(common)} steps, "
-                    "which both must have run: the rest was not recorded, and its busy time is "
-                    f"too low; {RECAPTURE}"
+                    "which both must have run: the rest was not recorded, so it is left out; "
+                    f"{RECAPTURE}"
                 )
                 lost = most[0] - kernels
                 found.append(CaptureIssue("rank-sparser", Severity.ERROR, message, lost, rank))

@@ -593,6 +593,13 @@ class _Measurement:
         for name in _HIDDEN_BY_GRAPHS:
             not_measured.setdefault(name, reason)
 
+    def _in_graphs(self, role: Role) -> bool | None:
+        """Whether most kernels of a role are replayed by CUDA graphs; None where it has none."""
+        of_role = self.roles.mask(role) & (self.kind == ActivityKind.KERNEL) & (self.step >= 0)
+        number = int(of_role.sum())
+        graphed = int((of_role & self.rank.activities["in_graph"].to_numpy()).sum())
+        return graphed > number / 2 if number else None
+
     def _facts(self, recompute: NDArray[np.bool_]) -> dict[str, Any]:
         """What this rank's names and launches show of the configuration."""
         names = self.rank.activities["name"].to_numpy()
@@ -616,6 +623,8 @@ class _Measurement:
             "merged_schedule": any(_MERGED_NODE.search(name) for name in ranges),
             "fused_attention": bool(attention.any()),
             "attention": bool(self.roles.mask(Role.ATTENTION).any()),
+            "graphed_attention": self._in_graphs(Role.ATTENTION),
+            "graphed_router": self._in_graphs(Role.ROUTER),
             "dispatches": float(bursts.mean()) if len(bursts) else 0.0,
             "fp8_kernels": "e4m3" in text or "qqtst" in text or "_fp8_" in text or "float8" in text,
             "bf16_kernels": "bf16" in text or "BFloat16" in text or "bfloat16" in text,

@@ -9,7 +9,13 @@ import polars as pl
 import pytest
 
 from moe_advisor.ingest import sources
-from moe_advisor.measure.health import for_profiler, gpu_slowness, run_issues, slow_gpus
+from moe_advisor.measure.health import (
+    for_profiler,
+    gpu_slowness,
+    run_issues,
+    slow_gpus,
+    sparser_ranks,
+)
 from moe_advisor.measure.partial import RankPartial
 from moe_advisor.measure.rank import measure_rank
 from moe_advisor.measure.summary import summarise
@@ -80,13 +86,13 @@ def exchanging(number: int, kernels: int, exchanges: int) -> RankPartial:
 
 def test_a_rank_that_lacks_kernels_and_collectives_of_its_peers_lost_records() -> None:
     ranks = [exchanging(0, 60, 20), exchanging(1, 50, 12)]
-    (issue,) = run_issues(ranks, "nsys")
+    (issue,) = sparser_ranks(ranks)
     assert (issue.id, issue.severity, issue.rank, issue.count) == ("rank-sparser", "error", 1, 18)
     assert "rank 1 has 62 of rank 0's 80 kernels and 12 of its 20 collectives" in issue.message
 
 
 def test_a_rank_with_fewer_kernels_but_all_collectives_only_had_less_to_do() -> None:
-    assert run_issues([exchanging(0, 60, 20), exchanging(1, 30, 20)], "nsys") == []
+    assert sparser_ranks([exchanging(0, 60, 20), exchanging(1, 30, 20)]) == []
 
 
 def test_the_command_to_capture_again_is_that_of_the_profiler_used() -> None:
