@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import polars as pl
+from numpy.lib.stride_tricks import as_strided
 from numpy.typing import NDArray
 
 from moe_advisor.codes import few
@@ -136,10 +137,15 @@ class Payloads:
     present: NDArray[np.bool_]
 
 
-def _number(cells: pl.Series, at: int, kind: type[pl.DataType]) -> NDArray[np.integer[Any]]:
-    """The little-endian number at byte `at` of each blob, all of which reach behind it."""
-    width = 8 if kind in (pl.Int64, pl.UInt64) else 4
-    return cells.bin.slice(at, width).bin.reinterpret(dtype=kind, endianness="little").to_numpy()
+_NUMBERS: Mapping[int, np.dtype[Any]] = {8: np.dtype("<i8"), 4: np.dtype("<i4")}
+
+
+def _number(data: NDArray[np.uint8], at: Int64s, size: int) -> NDArray[np.integer[Any]]:
+    """The little-endian numbers of `size` bytes that begin at `at`, wherever that is."""
+    every = as_strided(
+        data[:size].view(_NUMBERS[size]), shape=(len(data) - size + 1,), strides=(1,)
+    )
+    return np.asarray(every[at])
 
 
 def decode(blobs: pl.Series, layouts: Mapping[int, Layout]) -> Payloads:
@@ -156,28 +162,29 @@ def decode(blobs: pl.Series, layouts: Mapping[int, Layout]) -> Payloads:
     present = np.zeros(len(blobs), dtype=np.bool_)
     lengths = blobs.bin.size().fill_null(0).to_numpy().astype(np.int64)
     rows = np.flatnonzero(lengths >= _HEADER_BYTES + 8)
-    cells, lengths = blobs.gather(rows), lengths[rows]
-    length, offset = _number(cells, 16, pl.UInt64), _number(cells, 24, pl.UInt64)
+    if not len(rows):
+        return Payloads(**fields, present=present)
+    # One behind the other in one piece, whose every byte may begin a number.
+    data = np.frombuffer(b"".join(blobs.gather(rows).to_list()), dtype=np.uint8)
+    lengths = lengths[rows]
+    starts = np.cumsum(lengths) - lengths
+    length, offset = (_number(data, starts + at, 8).view(np.uint64) for at in (16, 24))
     fits = (offset == _HEADER_BYTES) & (length <= (lengths - _HEADER_BYTES).astype(np.uint64))
-    schemas = np.where(fits, _number(cells, 8, pl.Int64) - NCCL_SCHEMA_BASE, NONE)
+    schemas = np.where(fits, _number(data, starts + 8, 8) - NCCL_SCHEMA_BASE, NONE)
     for schema in few(schemas):
         layout = layouts.get(schema)
         if layout is None:
             continue
         chosen = np.flatnonzero(schemas == schema)
         present[rows[chosen]] = True
-        mine, room = cells.gather(chosen), lengths[chosen] - _HEADER_BYTES
+        begin, room = starts[chosen] + _HEADER_BYTES, lengths[chosen] - _HEADER_BYTES
         for name, values in fields.items():
             at = getattr(layout, name)
-            kind = pl.Int64 if name in _WIDE_FIELDS else pl.Int32
             if at is None:
                 continue
-            there = room >= at + (8 if kind == pl.Int64 else 4)
-            if there.all():
-                values[rows[chosen]] = _number(mine, _HEADER_BYTES + at, kind)
-            else:
-                some = np.flatnonzero(there)
-                values[rows[chosen[some]]] = _number(mine.gather(some), _HEADER_BYTES + at, kind)
+            width = 8 if name in _WIDE_FIELDS else 4
+            there = np.flatnonzero(room >= at + width)
+            values[rows[chosen[there]]] = _number(data, begin[there] + at, width)
     size = fields["size"]
     size[(size < 0) | (size > _LARGEST_MESSAGE_BYTES)] = NONE
     return Payloads(**fields, present=present)

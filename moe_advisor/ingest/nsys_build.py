@@ -471,7 +471,7 @@ def _sorted_outer_first(frame: pl.DataFrame) -> pl.DataFrame:
 
 def _named(work: Build, frame: pl.DataFrame) -> pl.DataFrame:
     """`frame` with `text` filled from the registered strings."""
-    missing = frame.filter(pl.col("text") == "")["textId"].unique()
+    missing = frame["textId"].filter(frame["text"] == "").unique()
     ids = missing.filter(missing != NONE).to_numpy()
     texts = [text if text is not None else "unknown range" for text in work.strings.find(ids)]
     registered = pl.col("textId").replace_strict(

@@ -341,8 +341,16 @@ def _texts(
     highs = lows + np.minimum(sizes[held].astype(np.int64), limit)
     if len(held) and int(highs.max()) > len(buffer):
         raise UnusualError("text")
-    raw = buffer.data
-    cells = [bytes(raw[a:b]) for a, b in zip(lows.tolist(), highs.tolist(), strict=True)]
+    # Cells of one length become Python's bytes together, in an eighth of the time.
+    lengths = highs - lows
+    order = np.argsort(lengths, kind="stable")
+    lengths = lengths[order]
+    edges = [0, *(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]
+    cells = [b""]
+    for first, last in itertools.pairwise(edges if len(held) else []):
+        length = int(lengths[first])
+        every = np.ndarray((len(buffer) - length + 1,), f"V{length}", buffer.data, 0, (1,))
+        cells += every[lows[order[first:last]]].tolist()
     place = np.zeros(len(body), dtype=np.int64)
-    place[held] = np.arange(1, len(held) + 1)
-    return pl.Series([b"", *cells], dtype=pl.Binary).gather(place)
+    place[held[order]] = np.arange(1, len(held) + 1)
+    return pl.Series(cells, dtype=pl.Binary).gather(place)

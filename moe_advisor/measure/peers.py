@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from moe_advisor.codes import among, distinct
 from moe_advisor.measure.alignment import fits
 from moe_advisor.measure.bandwidth import Rates
 from moe_advisor.measure.clock import Fit, align
@@ -201,22 +202,28 @@ def _groups(partials: Sequence[RankPartial]) -> dict[str, list[_Member]]:
     found: dict[str, list[_Member]] = defaultdict(list)
     for partial in sorted(partials, key=lambda one: one.rank):
         table = partial.collectives
-        families = _FAMILY_OF[table.role]
-        names = np.asarray(
-            [
-                partial.group_names[group] if group >= 0 else f"family:{family}"
-                for group, family in zip(table.group.tolist(), families, strict=True)
-            ],
-            dtype=object,
-        )
-        for name in sorted(set(names.tolist())):
-            rows = np.flatnonzero(names == name)
-            by_step = {
-                partial.step_names[step]: rows[table.step[rows] == step]
-                for step in np.unique(table.step[rows]).tolist()
-            }
-            found[name].append(_Member(partial, by_step))
+        # One number for each communicator, and one for each family without.
+        families = [str(family) for family in dict.fromkeys(_FAMILY_OF.tolist())]
+        place = np.asarray([families.index(str(family)) for family in _FAMILY_OF], np.int64)
+        code = np.where(table.group >= 0, table.group + len(families), place[table.role])
+        called: dict[str, list[int]] = defaultdict(list)
+        for number in distinct(code):
+            at = number - len(families)
+            name = partial.group_names[at] if at >= 0 else f"family:{families[number]}"
+            called[name].append(number)
+        for name, numbers in sorted(called.items()):
+            rows = np.flatnonzero(among(code, numbers))
+            found[name].append(_Member(partial, _by_step(partial, rows)))
     return found
+
+
+def _by_step(partial: RankPartial, rows: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:
+    """Step name -> those of `rows` that are in the step, in their order."""
+    step = partial.collectives.step[rows]
+    order = np.argsort(step, kind="stable")
+    steps, first = np.unique(step[order], return_index=True)
+    parts = np.split(rows[order], first[1:])
+    return {partial.step_names[n]: part for n, part in zip(steps.tolist(), parts, strict=False)}
 
 
 def _whole_steps(members: Sequence[_Member]) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -320,13 +320,17 @@ def _family_of_group(
     part: pl.DataFrame,
 ) -> tuple[str, Source]:
     """The family of a communicator that no description explains: contexts, then structure."""
+    sends = part.filter(pl.col("kind") == CollectiveKind.SEND_RECV)
+    if 2 * len(sends) > len(part):
+        part = sends  # a pipeline's group also sums the gradient norm now and then
     at = part["activity"].to_numpy()
     kinds = set(part["kind"].unique().to_list())
     votes: dict[str, int] = {}
     for index, count in zip(*np.unique(rows.context[at], return_counts=True), strict=True):
         family = _FAMILY_BY_CONTEXT.get(contexts.names[int(index)])
-        if family == "cp" and not kinds & {CollectiveKind.ALL_TO_ALL, CollectiveKind.SEND_RECV}:
-            family = None  # an all-gather under attention may be a tensor-parallel one
+        exchanged = kinds & {CollectiveKind.ALL_TO_ALL, CollectiveKind.SEND_RECV}
+        if family == "cp" and not exchanged and not _beside_attention(rows, nature, at):
+            family = None  # an all-gather with a projection in between is a tensor-parallel one
         if family:
             votes[family] = votes.get(family, 0) + int(count)
     if votes:
@@ -336,8 +340,8 @@ def _family_of_group(
     if kinds <= {CollectiveKind.SEND_RECV, CollectiveKind.UNKNOWN}:
         exchanges = nature[at] == _NATURE_INDEX["collective"]
         names = rows.name[at]
-        sends = among(names, [one for one in distinct(names) if _is_send_recv(rank.names[one])])
-        if kinds == {CollectiveKind.SEND_RECV} or (exchanges & sends).all():
+        named = among(names, [one for one in distinct(names) if _is_send_recv(rank.names[one])])
+        if kinds == {CollectiveKind.SEND_RECV} or (exchanges & named).all():
             told = kinds == {CollectiveKind.SEND_RECV}
             return _family_of_exchange(rows, nature, at, "pp" if told else None), Source.STRUCTURE
     sizes = part["bytes_sent"].to_numpy()
@@ -347,6 +351,8 @@ def _family_of_group(
     routed = among(rows.context[at], [contexts.of("moe"), contexts.of("router")])
     if kinds == {CollectiveKind.ALL_REDUCE} and 2 * routed.sum() > len(at) and _all_small(sizes):
         return "other", Source.ANNOTATION  # the router's token counts for its auxiliary loss
+    if kinds == {CollectiveKind.ALL_REDUCE} and _scales_follow(rank, rows, nature, at):
+        return "other", Source.STRUCTURE
     if kinds & {
         CollectiveKind.ALL_REDUCE,
         CollectiveKind.ALL_GATHER,
@@ -360,11 +366,34 @@ def _family_of_group(
             alone = _experts_between(rows, nature, contexts, at)
             if len(alone) and float(alone.mean()) >= EXPERTS_BETWEEN_SHARE:
                 return "ep", Source.STRUCTURE  # gathered for all experts, reduced behind them
+        reduced = among(part["kind"].to_numpy(), [k for k in _REDUCING if k in kinds])
+        forward = ~_of_call(contexts.backward, rows.call[at], True)
+        if (reduced & forward & (rows.context[at] == contexts.of("dense"))).any():
+            return "tp", Source.ANNOTATION  # gradients are not reduced in a forward projection
         attention = int((nature == _NATURE_INDEX["attention"]).sum())
         if attention and len(at) > TP_PER_ATTENTION * attention:
             return "tp", Source.STRUCTURE
         return "dp", Source.STRUCTURE
     return "other", Source.NAME
+
+
+_REDUCING = (CollectiveKind.ALL_REDUCE, CollectiveKind.REDUCE_SCATTER)
+
+
+def _scales_follow(
+    rank: RankTrace, rows: _Rows, nature: NDArray[np.int8], at: NDArray[np.int64]
+) -> bool:
+    """Whether the next kernel behind most of these sums computes FP8 scales from largest values."""
+    names = [one for one in distinct(rows.name) if _SCALE_NAME.search(rank.names[one])]
+    if not names:
+        return False
+    compute = np.flatnonzero(
+        (rows.kind == ActivityKind.KERNEL) & (nature != _NATURE_INDEX["collective"])
+    )
+    place = np.searchsorted(rows.start[compute], rows.end[at])
+    place = place[place < len(compute)]
+    follows = among(rows.name[compute[place]], names)
+    return bool(len(place)) and float(follows.mean()) > ADJACENT_SHARE
 
 
 def _is_send_recv(name: str) -> bool:
@@ -465,11 +494,10 @@ def _role_of(family: str, kind: CollectiveKind, bytes_sent: int) -> Role:
         if kind is CollectiveKind.REDUCE_SCATTER:
             return Role.EP_COMBINE
         return Role.EP_NOTIFY if kind is CollectiveKind.BARRIER else Role.COLLECTIVE_OTHER
-    if family == "norm":
+    summed = kind is CollectiveKind.ALL_REDUCE and small and bytes_sent <= NORM_BYTES
+    if family == "norm" or (family in ("dp", "pp") and summed):
         return Role.DP_NORM
     if family == "dp":
-        if kind is CollectiveKind.ALL_REDUCE and small and bytes_sent <= NORM_BYTES:
-            return Role.DP_NORM
         gathers = kind in (CollectiveKind.ALL_GATHER, CollectiveKind.BROADCAST)
         return Role.DP_PARAM_GATHER if gathers else Role.DP_GRAD_REDUCE
     return {
@@ -643,6 +671,9 @@ def _attribute_around_experts(
     roles[found] = np.where(between, Role.ACTIVATION, Role.PERMUTE)
     sources[found] = Source.STRUCTURE
 
+
+_SCALE_NAME = re.compile(r"delayed_scaling_recipe")
+"""Transformer Engine's kernels that turn largest values into scales."""
 
 _BACKWARD_NAME = re.compile(r"[Bb]ackward|_bwd")
 _LOSS_NAME = re.compile(r"[Ss]oft_?[Mm]ax|nll_loss|cross_entropy")

@@ -39,7 +39,7 @@ def test_both_profilers_of_one_program_agree(
     out, err = capsys.readouterr()
     assert out.startswith("## The same program\n")
     assert "\n| ncclep | 104.3 / 104.5 | 28.0 / 28.0 | 7.2 / 7.2 | 1300.0 / 1300.0 |" in out
-    assert err == "1 pairs of one program, 0 values differ\n"
+    assert err == "1 pairs of one program, 0 of other builds: 0 values differ\n"
 
 
 def test_captures_with_other_kernels_are_not_judged(
@@ -52,5 +52,16 @@ def test_captures_with_other_kernels_are_not_judged(
         )
     assert agree(monkeypatch, captures) == 0
     out, err = capsys.readouterr()
-    assert out.startswith("## Other builds of the program: not judged\n")
-    assert err == "0 pairs of one program, 0 values differ\n"
+    assert out.startswith("## Other builds of the program: only collectives judged\n")
+    assert err == "0 pairs of one program, 1 of other builds: 0 values differ\n"
+
+
+def test_collectives_of_another_family_are_named(
+    captures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with sqlite3.connect(captures / "ncclep.sqlite") as report:
+        report.execute(
+            "UPDATE StringIds SET value = 'somebody_else' WHERE value LIKE 'nccl_ep_jit_ht_%'"
+        )
+    assert agree(monkeypatch, captures) == 1
+    assert " ep_a2a a step**" in capsys.readouterr().out

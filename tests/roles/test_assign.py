@@ -378,3 +378,50 @@ def test_what_a_checkpoint_runs_again_is_told_by_what_stands_around_it() -> None
     for place, name in enumerate(names):
         b.kernel(10 * place, 10 * place + 5, name, launch=1 + place)
     assert roles_of(b)[:4] == ["attention"] * 4
+
+
+def test_reductions_in_a_forward_projection_are_tensor_parallel() -> None:
+    """Few beside many attention kernels, as fused attention launches five a layer."""
+    b = TraceBuilder()
+    for at in range(0, 400, 100):
+        b.range(at + 5, at + 20, "attention.forward.qkv")
+        b.collective(at + 10, at + 12, GATHER, "c", launch=at + 6)
+        b.kernel(at + 15, at + 18, GEMM, launch=at + 7)
+        for place in range(5):
+            b.kernel(at + 30 + place, at + 31 + place, FLASH, launch=at + 21)
+        b.range(at + 40, at + 60, "linear_proj")
+        b.kernel(at + 45, at + 50, GEMM, launch=at + 41)
+        b.collective(at + 55, at + 58, SCATTER, "c", launch=at + 42)
+    assert set(roles_of(b)) == {"tp_collective", "dense_gemm", "attention"}
+
+
+def test_gathers_in_core_attention_next_to_it_are_context_parallel() -> None:
+    b = TraceBuilder()
+    for at in range(0, 400, 100):
+        b.kernel(at, at + 5, GEMM, launch=at)
+        b.range(at + 6, at + 40, "self_attention.core_attention")
+        b.collective(at + 10, at + 20, GATHER, "c", launch=at + 7)
+        b.kernel(at + 25, at + 35, FLASH, launch=at + 8)
+        b.kernel(at + 50, at + 55, GEMM, launch=at + 45)
+    assert roles_of(b).count("cp_collective") == 4
+
+
+def test_a_pipelines_group_that_also_sums_a_norm_still_carries_activations() -> None:
+    b = TraceBuilder()
+    for at in range(0, 400, 100):
+        b.kernel(at, at + 30, FLASH)
+        b.collective(at + 40, at + 60, CollectiveKind.SEND_RECV, "p")
+    b.collective(500, 505, CollectiveKind.ALL_REDUCE, "p", name=ALL_REDUCE, sent=4)
+    found = [role for role in roles_of(b) if role != "attention"]
+    assert found == ["pp_p2p"] * 4 + ["dp_norm"]
+
+
+@pytest.mark.parametrize("scaled", [True, False])
+def test_sums_before_new_fp8_scales_are_no_gradient_norm(scaled: bool) -> None:
+    update = "void transformer_engine::delayed_scaling_recipe::kernel_bulk<x>()"
+    b = TraceBuilder()
+    for at in range(0, 400, 100):
+        b.kernel(at, at + 30, GEMM)
+        b.collective(at + 40, at + 50, CollectiveKind.ALL_REDUCE, "a", name=ALL_REDUCE, sent=1184)
+        b.kernel(at + 60, at + 70, update if scaled else ADD)
+    assert ("dp_norm" in roles_of(b), "collective_other" in roles_of(b)) == (not scaled, scaled)
