@@ -139,6 +139,20 @@ def _context(summary: Summary | None, config: Mapping[str, Any] | None) -> Conte
     return Context(dict(config or {}), metrics)
 
 
+def narrowed(low: float, expected: float, high: float, limit: float) -> tuple[float, float]:
+    """A range around `expected` at most `limit` wide: the longer side is cut first."""
+    below, above = expected - low, high - expected
+    if below + above <= limit:
+        return low, high
+    if below < above:
+        below = min(below, limit / 2)
+        above = limit - below
+    else:
+        above = min(above, limit / 2)
+        below = limit - above
+    return expected - below, expected + above
+
+
 class _Engine:
     """Replays of one model; the unchanged ones are kept."""
 
@@ -317,17 +331,13 @@ class _Engine:
         return self._by_rank(timing, scale) if self.pipeline else []
 
     def _bounded(self, low: float, expected: float, high: float) -> tuple[float, float]:
-        """A range wider than the limit says nothing; it is narrowed around the expected gain."""
+        """A range wider than the limit says nothing; its longer side is cut first."""
         step = self.model.step_ns
         limit = max(calibrate.RANGE_POINTS * step, calibrate.RANGE_GAINS * abs(expected))
         # Where less than that may be gained, it is a range too wide to decide by.
         if low <= calibrate.RANGE_STEP * step:
             limit = min(limit, calibrate.RANGE_STEP * step)
-        width = high - low
-        if width <= limit:
-            return low, high
-        shrink = limit / width
-        return expected - (expected - low) * shrink, expected + (high - expected) * shrink
+        return narrowed(low, expected, high, limit)
 
     def _basis(self, wanted: Sequence[_Wanted], low: float, expected: float) -> str:
         step = self.model.step_ns
