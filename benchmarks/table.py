@@ -9,7 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 
@@ -58,15 +58,16 @@ def measured(
 
     `family` sums up the memory of all processes while they run. Raises FailedError.
     """
-    best: Run | None = None
-    peak = summed = 0.0
-    for _ in range(runs):
-        one = _once(name, [str(word) for word in command], family, limit_s, extra or {}, folder)
-        peak, summed = max(peak, one.peak_mib), max(summed, one.all_mib or 0.0)
-        if best is None or one.seconds < best.seconds:
-            best = one
-    assert best is not None
-    return Run(best.seconds, best.cpu_s, peak, summed if family else None, best.out)
+    words = [str(word) for word in command]
+    several = [_once(name, words, family, limit_s, extra or {}, folder) for _ in range(runs)]
+    return best_of(several if family else [replace(one, all_mib=None) for one in several])
+
+
+def best_of(several: Sequence[Run]) -> Run:
+    """The fastest of several runs of one program, with the highest peaks of all."""
+    best = min(several, key=lambda one: one.seconds)
+    summed = max(one.all_mib or 0.0 for one in several) if best.all_mib is not None else None
+    return Run(best.seconds, best.cpu_s, max(one.peak_mib for one in several), summed, best.out)
 
 
 def _once(
