@@ -140,11 +140,22 @@ def _whole(measured: Measured) -> Measured:
     if not lost:
         return measured
     gone = {issue.rank for issue in lost}
-    kept = tuple(one for one in measured.kept if one.partial.rank not in gone)
+    # Where nothing else tells the size of the world, those left out count all the same.
+    world = max(one.world_size or 0 for one in measured.partials) or len(measured.partials)
+    partials = {
+        one.rank: replace(one, world_size=world)
+        for one in measured.partials
+        if one.rank not in gone
+    }
+    kept = tuple(
+        replace(one, partial=partials[one.partial.rank])
+        for one in measured.kept
+        if one.partial.rank in partials
+    )
     shown = min(kept, key=lambda m: m.partial.rank, default=None)
     return replace(
         measured,
-        partials=tuple(one for one in measured.partials if one.rank not in gone),
+        partials=tuple(partials.values()),
         kept=kept,
         timeline=timeline(shown) if shown else None,
         issues=(*measured.issues, *lost),

@@ -5,7 +5,9 @@ from typing import Any
 from moe_advisor.output.formatting import NOT_MEASURED, count, plural, share
 from moe_advisor.result import Result
 
-_LOST = frozenset({"launches-without-kernel", "launches-missing", "gpu-work-without-launch"})
+_LOST = frozenset(
+    {"launches-without-kernel", "launches-missing", "gpu-work-without-launch", "rank-sparser"}
+)
 """Issues whose count is of events that the profiler did not write."""
 
 
@@ -98,8 +100,10 @@ def capture_rows(result: Result) -> list[tuple[str, str]]:
     ranks, world = len(ranks_read(result)), result.run.world_size
     lost = [issue for issue in result.capture.issues if issue.id in _LOST]
     dropped = len(result.steps.dropped)
+    left_out = sum(issue.id == "rank-sparser" for issue in result.capture.issues)
+    read = f"{ranks} of {world}" if world else f"{ranks}, world size unknown"
     rows = [
-        ("Ranks read", f"{ranks} of {world}" if world else f"{ranks}, world size unknown"),
+        ("Ranks read", f"{read}, {left_out} left out" if left_out else read),
         (
             "Steps kept",
             f"{result.steps.count}, {f'{dropped} dropped' if dropped else 'none dropped'}",

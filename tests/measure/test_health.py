@@ -1,5 +1,7 @@
 """Lost records, short ranks, emit_nvtx, slow GPUs and memory levels by the trace's own evidence."""
 
+import lzma
+import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +10,7 @@ import numpy as np
 import polars as pl
 import pytest
 
+from moe_advisor.analysis import analyze
 from moe_advisor.ingest import sources
 from moe_advisor.measure.health import (
     for_profiler,
@@ -26,6 +29,7 @@ from moe_advisor.model import (
     RangeKind,
     RankTrace,
 )
+from moe_advisor.output.run_view import capture_rows
 from moe_advisor.roles.taxonomy import builtin
 from tests.trace_builder import FLASH, TraceBuilder
 
@@ -215,3 +219,30 @@ def test_driver_allocations_are_counted_per_step() -> None:
         b.call(at, at + 1, name)
     value = summarise([partial(b)], {}).metrics["device_allocs_per_step"]
     assert value.value == 1.5
+
+
+def test_a_rank_that_lost_records_is_left_out_of_the_result(tmp_path: Path) -> None:
+    packed = Path(__file__).parents[1] / "fixtures" / "nsys" / "2025.3" / "ncclep.sqlite.xz"
+    whole, cut = tmp_path / "whole.sqlite", tmp_path / "cut.sqlite"
+    whole.write_bytes(lzma.decompress(packed.read_bytes()))
+    cut.write_bytes(whole.read_bytes())
+    kernels, calls = "CUPTI_ACTIVITY_KIND_KERNEL", "CUPTI_ACTIVITY_KIND_RUNTIME"
+    with sqlite3.connect(cut) as report:
+        ((gone,),) = report.execute(f"SELECT max(globalPid) FROM {kernels}").fetchall()
+        launches = f"SELECT correlationId FROM {kernels} WHERE globalPid = {gone} AND rowid % 2"
+        report.execute(
+            f"DELETE FROM {calls} WHERE globalTid >> 24 = {gone >> 24}"
+            f" AND correlationId IN ({launches})"
+        )
+        report.execute(f"DELETE FROM {kernels} WHERE globalPid = {gone} AND rowid % 2")
+    before, after = analyze([str(whole)]), analyze([str(cut)])
+    (issue,) = [one for one in after.capture.issues if one.id == "rank-sparser"]
+    assert (issue.severity, issue.rank, after.capture.complete) == ("error", 1, False)
+    assert [one.rank for one in after.ranks] == [0]
+    assert after.run.world_size == 2
+    parts = [
+        [one for one in result.parts_by_rank[0].parts if one.family == "compute"]
+        for result in (before, after)
+    ]
+    assert parts[0] == parts[1]
+    assert ("Ranks read", "2 of 2, 1 left out") in capture_rows(after)
