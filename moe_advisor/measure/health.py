@@ -1,5 +1,6 @@
 """What a capture's own evidence says about its completeness, and which GPU is slow."""
 
+from collections import Counter
 from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from moe_advisor.codes import among
 from moe_advisor.intervals import Intervals
 from moe_advisor.measure.partial import RankPartial
 from moe_advisor.measure.steps import StepWindows
-from moe_advisor.model import ActivityKind, CaptureIssue, RankTrace, Severity
+from moe_advisor.model import ActivityKind, CaptureIssue, CollectiveKind, RankTrace, Severity
 from moe_advisor.privacy import safe_text
 from moe_advisor.result import SlowGpu, SlowKernel
 from moe_advisor.roles.assign import RoleTable
@@ -300,8 +301,9 @@ def run_issues(partials: Sequence[RankPartial], profiler: str) -> list[CaptureIs
 def sparser_ranks(partials: Sequence[RankPartial]) -> list[CaptureIssue]:
     """Ranks without kernels and collectives that their peers of one stage have in the same steps.
 
-    Peers run one program, and a collective needs all of them: what is missing was not recorded.
-    Kernels alone would not show it, as experts without tokens launch fewer.
+    Peers run one program, and a collective needs all members of its group: what is missing was not
+    recorded. Kernels alone would not show it, as experts without tokens launch fewer; nor would
+    collectives of different groups, which stages have in different numbers.
     """
     stages: dict[int, list[RankPartial]] = {}
     for one in partials:
@@ -312,27 +314,32 @@ def sparser_ranks(partials: Sequence[RankPartial]) -> list[CaptureIssue]:
         if len(members) < 2 or not common:
             continue
         counts = {one.rank: _recorded(one, common) for one in members}
-        fullest = max(counts, key=lambda rank: (sum(counts[rank]), -rank))
-        most = counts[fullest]
-        for rank, (kernels, collectives) in sorted(counts.items()):
-            least = [(1 - LOST_SHARE) * count for count in most]
-            if kernels < least[0] and collectives < least[1]:
+        fullest = max(counts, key=lambda rank: (counts[rank][0], -rank))
+        most, all_of = counts[fullest]
+        for rank, (kernels, groups) in sorted(counts.items()):
+            shared = groups.keys() & all_of.keys()
+            collectives, needed = (sum(one[name] for name in shared) for one in (groups, all_of))
+            if max(kernels - (1 - LOST_SHARE) * most, collectives - (1 - LOST_SHARE) * needed) < 0:
                 message = (
-                    f"rank {rank} has {kernels} of rank {fullest}'s {most[0]} kernels and "
-                    f"{collectives} of its {most[1]} collectives in the same {len(common)} steps, "
+                    f"rank {rank} has {kernels} of rank {fullest}'s {most} kernels and "
+                    f"{collectives} of its {needed} collectives in the same {len(common)} steps, "
                     "which both must have run: the rest was not recorded, so it is left out; "
                     f"{RECAPTURE}"
                 )
-                lost = most[0] - kernels
+                lost = most - kernels
                 found.append(CaptureIssue("rank-sparser", Severity.ERROR, message, lost, rank))
     return found
 
 
-def _recorded(one: RankPartial, steps: Set[str]) -> tuple[int, int]:
-    """Kernels and collectives of a rank in these steps."""
+def _recorded(one: RankPartial, steps: Set[str]) -> tuple[int, Counter[str]]:
+    """Kernels of a rank in these steps, and its collectives there by group, sends left out."""
     kept = np.asarray([name in steps for name in one.step_names])
     kernels = one.counts.get("kernels_per_step", np.zeros(len(kept)))
-    return int(kernels[kept].sum()), int(kept[one.collectives.step].sum())
+    table = one.collectives
+    told = kept[table.step] & (table.group >= 0) & (table.kind != CollectiveKind.SEND_RECV)
+    numbers = Counter(table.group[told].tolist())
+    groups = Counter({one.group_names[number]: count for number, count in numbers.items()})
+    return int(kernels[kept].sum()), groups
 
 
 def for_profiler(issues: Sequence[CaptureIssue], profiler: str) -> list[CaptureIssue]:

@@ -46,6 +46,10 @@ EXPERTS_BETWEEN_SHARE = 0.2
 """Point-to-point kernels with only expert GEMMs between two of them, in at least this share of the
 gaps, are dispatch and combine: at best every third gap is (tokens, probabilities, tokens back)."""
 
+PROJECTED_SHARE = 0.1
+"""More of a group's reductions than this in forward projections make it tensor parallel: two of its
+seven a layer stand there with sequence parallelism, none of gradients but by a stray range."""
+
 GROUPED_PASSES = 2
 """Grouped GEMMs compute experts completely if backward launches at least twice as many as forward:
 one for the gradient of the input, one for the weights'."""
@@ -368,7 +372,8 @@ def _family_of_group(
                 return "ep", Source.STRUCTURE  # gathered for all experts, reduced behind them
         reduced = among(part["kind"].to_numpy(), [k for k in _REDUCING if k in kinds])
         forward = ~_of_call(contexts.backward, rows.call[at], True)
-        if (reduced & forward & (rows.context[at] == contexts.of("dense"))).any():
+        projected = reduced & forward & (rows.context[at] == contexts.of("dense"))
+        if projected.sum() > PROJECTED_SHARE * max(reduced.sum(), 1):
             return "tp", Source.ANNOTATION  # gradients are not reduced in a forward projection
         attention = int((nature == _NATURE_INDEX["attention"]).sum())
         if attention and len(at) > TP_PER_ATTENTION * attention:

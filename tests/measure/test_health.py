@@ -78,13 +78,13 @@ def test_a_rank_with_fewer_steps_than_its_peers_was_cut_off() -> None:
     assert (issue.id, issue.rank, issue.count) == ("rank-shorter", 1, 1)
 
 
-def exchanging(number: int, kernels: int, exchanges: int) -> RankPartial:
+def exchanging(number: int, kernels: int, exchanges: int, group: str = "ep") -> RankPartial:
     b = TraceBuilder(rank=number)
     b.range(0, 10_000, "iteration 0")
     for place in range(kernels):
         b.kernel(place * 100, place * 100 + 50, FLASH, launch=place * 100)
     for place in range(exchanges):
-        b.collective(place * 100 + 60, place * 100 + 80, CollectiveKind.ALL_TO_ALL, "ep")
+        b.collective(place * 100 + 60, place * 100 + 80, CollectiveKind.ALL_TO_ALL, group)
     return partial(b)
 
 
@@ -97,6 +97,11 @@ def test_a_rank_that_lacks_kernels_and_collectives_of_its_peers_lost_records() -
 
 def test_a_rank_with_fewer_kernels_but_all_collectives_only_had_less_to_do() -> None:
     assert sparser_ranks([exchanging(0, 60, 20), exchanging(1, 30, 20)]) == []
+
+
+def test_stages_that_share_no_group_may_have_different_numbers() -> None:
+    ranks = [exchanging(0, 60, 20, "first stage"), exchanging(1, 30, 10, "last stage")]
+    assert sparser_ranks(ranks) == []
 
 
 def test_the_command_to_capture_again_is_that_of_the_profiler_used() -> None:
@@ -229,12 +234,12 @@ def test_a_rank_that_lost_records_is_left_out_of_the_result(tmp_path: Path) -> N
     kernels, calls = "CUPTI_ACTIVITY_KIND_KERNEL", "CUPTI_ACTIVITY_KIND_RUNTIME"
     with sqlite3.connect(cut) as report:
         ((gone,),) = report.execute(f"SELECT max(globalPid) FROM {kernels}").fetchall()
-        launches = f"SELECT correlationId FROM {kernels} WHERE globalPid = {gone} AND rowid % 2"
+        launches = f"SELECT correlationId FROM {kernels} WHERE globalPid = {gone} AND rowid % 3"
         report.execute(
             f"DELETE FROM {calls} WHERE globalTid >> 24 = {gone >> 24}"
             f" AND correlationId IN ({launches})"
         )
-        report.execute(f"DELETE FROM {kernels} WHERE globalPid = {gone} AND rowid % 2")
+        report.execute(f"DELETE FROM {kernels} WHERE globalPid = {gone} AND rowid % 3")
     before, after = analyze([str(whole)]), analyze([str(cut)])
     (issue,) = [one for one in after.capture.issues if one.id == "rank-sparser"]
     assert (issue.severity, issue.rank, after.capture.complete) == ("error", 1, False)

@@ -395,6 +395,15 @@ def test_reductions_in_a_forward_projection_are_tensor_parallel() -> None:
     assert set(roles_of(b)) == {"tp_collective", "dense_gemm", "attention"}
 
 
+def test_one_stray_reduction_in_a_projection_does_not_make_a_group_tensor_parallel() -> None:
+    b = TraceBuilder()
+    b.range(5, 20, "attention.forward.qkv")
+    for at in range(0, 2000, 100):
+        b.kernel(at + 20, at + 60, FLASH, launch=at + 21)
+        b.collective(at + 70, at + 90, SCATTER, "c", launch=at + 6)
+    assert set(roles_of(b)) == {"dp_grad_reduce", "attention"}
+
+
 def test_gathers_in_core_attention_next_to_it_are_context_parallel() -> None:
     b = TraceBuilder()
     for at in range(0, 400, 100):
