@@ -76,6 +76,27 @@ V = {
     "overlap_ffn4k": dict(balanced=True, ffn=4096, layers=3, overlap=True),
     "balanced_k2": dict(balanced=True, topk=2, layers=3),
     "overlap_k2": dict(balanced=True, topk=2, layers=3, overlap=True),
+    # sizes that no constant of the what-if was set with
+    "balanced_l6": dict(
+        balanced=True, layers=6, hidden=1536, ffn=2048, experts=16, topk=4, heads=12
+    ),
+    "overlap_l6": dict(
+        balanced=True, layers=6, hidden=1536, ffn=2048, experts=16, topk=4, heads=12, overlap=True
+    ),
+    "full_l6": dict(
+        balanced=True,
+        layers=6,
+        hidden=1536,
+        ffn=2048,
+        experts=16,
+        topk=4,
+        heads=12,
+        recompute="full",
+    ),
+    "skew_mild": dict(skew=1.0, layers=3),
+    "skew_none": dict(balanced=True, layers=3),
+    "seqexp64": dict(grouped=False, experts=64, seq=2048, mbs=1, layers=3, active=2),
+    "seqexp64_grouped": dict(experts=64, seq=2048, mbs=1, layers=3, active=2),
     "thrash": dict(
         memfrac=1.25, balanced=True, layers=2, seq=4096, vary=True, memory=True
     ),  # allocator frees and re-allocates every step: little spare memory, blocks not split

@@ -103,6 +103,17 @@ BIG: dict[str, Any] = {
     "experts": 16,
     "heads": 32,
 }
+WIDE: dict[str, Any] = {
+    "nmb": 6,
+    "layers": 3,
+    "hidden": 3072,
+    "ffn": 1536,
+    "experts": 16,
+    "topk": 4,
+    "heads": 24,
+}
+TOP2: dict[str, Any] = {"nmb": 6, "experts": 16, "topk": 2, "ffn": 4096}
+SHORT: dict[str, Any] = {"seq": 2048, "mbs": 2, "layers": 3, "experts": 64}
 OVERLAP: dict[str, Any] = {"overlap_moe_expert_parallel_comm": True}
 DIST_OPT: dict[str, Any] = {"use_distributed_optimizer": True}
 DIST_OPT_OVERLAP: dict[str, Any] = {
@@ -156,6 +167,12 @@ VARIANTS: dict[str, Variant] = {
     "mbs2_ov": Variant(mbs=2, over=OVERLAP),
     "big": Variant(**BIG),
     "big_ov": Variant(**BIG, over=OVERLAP),
+    # sizes and micro-batches that no constant of the what-if was set with
+    "wide": Variant(**WIDE),
+    "wide_ov": Variant(**WIDE, over=OVERLAP),
+    "wide_full": Variant(**WIDE, over=FULL),
+    "k2": Variant(**TOP2),
+    "k2_ov": Variant(**TOP2, over=OVERLAP),
     "flash_allgather": Variant(over={"moe_token_dispatcher_type": "allgather"}),
     "sel_moe": Variant(over={**SELECTIVE, "recompute_modules": ["moe"]}),
     "shared": Variant(nmb=2, over=SHARED),
@@ -183,6 +200,7 @@ VARIANTS: dict[str, Variant] = {
     ),
     # Transformer Engine: its norms, attention, linear layers and grouped GEMM
     "te": with_te(),
+    "te_permute": with_te({"moe_permute_fusion": True}),
     "te_fused": with_te(FUSED),
     "te_ov": with_te(FUSED, OVERLAP),
     "te_ov_wgrad": with_te(FUSED, OVERLAP, {"delay_wgrad_compute": True}),
@@ -203,6 +221,9 @@ VARIANTS: dict[str, Variant] = {
     "te_small": with_te(FUSED, **SMALL),
     "te_small_graph": with_te(FUSED, TE_GRAPHS, **SMALL),
     "te_graph": with_te(FUSED, TE_GRAPHS),
+    "te_short": with_te(**SHORT),
+    "te_short_fused": with_te(FUSED, **SHORT),
+    "te_short_graph": with_te(FUSED, TE_GRAPHS, **SHORT),
     "small_flash": Variant(**SMALL),
     # Whole layers in CUDA graphs: without fused permutation only a padded dispatch captures.
     "small_pad": Variant(**SMALL, over=PADDED),
