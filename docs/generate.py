@@ -469,15 +469,24 @@ PAIRS = (
 START, END = "<!-- pairs: made by docs/generate.py -->", "<!-- end of pairs -->"
 
 
+def validated(text: str) -> dict[tuple[str, str], list[str]]:
+    """Capture and change -> the cells of its row in tables of docs/validation.md."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for line in text.splitlines():
+        cells = [one.strip() for one in line.strip("|").split("|")]
+        if len(cells) == 10 and cells[0].startswith(("torch/", "nsys/")):
+            found.setdefault((cells[0].split()[0], cells[1]), cells)
+    return found
+
+
 def readme() -> str:
     """README.md with the pairs that docs/validation.md has now, misses included."""
     text = (DOCS.parent / "README.md").read_text(encoding="utf-8")
     validation = (DOCS / "validation.md").read_text(encoding="utf-8")
-    found: dict[tuple[str, str], list[str]] = {}
-    for line in validation.splitlines():
-        cells = [one.strip() for one in line.strip("|").split("|")]
-        if len(cells) == 10 and cells[-1].startswith(("hit", "miss")):
-            found.setdefault((cells[0].split()[0], cells[1]), cells)
+    first, _, rest = validation.partition("## With the step from a training log")
+    second, _, third = rest.partition("## Captures beside another job")
+    found = validated(first + third)
+    logged = validated(second)
     rows = []
     for capture, change, words, verdict in PAIRS:
         _, _, _, measured, low, expected, high, _, _, outcome = found[capture, change]
@@ -485,15 +494,17 @@ def readme() -> str:
         result = "hit" if outcome == "hit" else "**miss**"
         row = (words, verdict, code(change), predicted, measured.split(" ")[0], result)
         rows.append(row)
-    misses = [row for row in found.values() if row[-1].startswith("miss")]
     head = ("run", "verdict", "change", "predicted, % of the step", "measured", "")
-    summary = re.search(r"^\*\*[^*]*pairs hit[^*]*\*\*", validation, re.MULTILINE)
-    lines = [START, "", *table(head, rows), "", summary[0] if summary else ""]
-    if misses:
-        texts = (
-            f"{row[2]} (predicted {row[5]}, measured {row[3].split(' (')[0]})" for row in misses
-        )
-        lines += ["", "The misses: " + "; ".join(texts) + "."]
+    summaries = re.findall(r"^\*\*([^*]*predictions hit[^*]*)\*\*", first + second, re.MULTILINE)
+    lines = [START, "", *table(head, rows), "", f"**{summaries[0]}**"]
+    lines += [f"With the step from a training log: {summaries[1]}", ""]
+    misses = [
+        f"{found[pair][2]}{note} (predicted {row[5]}, measured {row[3].split(' (')[0]})"
+        for rows_of, note in ((found, ""), (logged, ", with a log"))
+        for pair, row in rows_of.items()
+        if row[-1].startswith("miss")
+    ]
+    lines += ["The misses: " + "; ".join(misses) + "."] if misses else []
     before, _, rest = text.partition(START)
     _, _, after = rest.partition(END)
     return before + "\n".join([*lines, "", END]) + after

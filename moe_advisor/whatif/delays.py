@@ -25,6 +25,10 @@ TOUCHING_NS = 2_000
 RECURRING = 3
 """A gap between two kernels of a graph that was seen so often is the graph's own."""
 
+FILLED_SHARE = 0.9
+"""A kernel with a block for this share of the SMs leaves no room for another: GEMMs of Hopper run
+in clusters of two or four SMs, and the SMs left over lie apart (128 blocks on 132 SMs)."""
+
 ROOM_TAIL = 0.6
 """A kernel that fills the GPU gives room in the last part of its time at the earliest. Its blocks
 take turns and differ by one turn at most, so the first SM is free no sooner than half way; a tenth
@@ -64,29 +68,46 @@ def with_delays(lane: Lane, usual: Calibration) -> Lane:
 
 
 def _without_room(items: Items, ready_ns: Ints, usual: Calibration) -> tuple[Ints, Ints]:
-    """Items that started late because a kernel of another stream filled the GPU, and that kernel.
+    """Items that started late because kernels of other streams filled the GPU, and the last one.
 
-    It had a block or more for every SM, ran when the item was ready, and had come to its tail when
-    the item started. Blocks are dealt out in order of arrival: before its last ones have a place,
-    nothing else gets one. It may have been launched after the item.
+    One after the other, each with a block for nearly every SM, they ran from when the item was
+    ready until it started, and one had come to its tail then. Blocks are dealt out in order of
+    arrival: before its last ones have a place, nothing else gets one. It may have been launched
+    after the item.
     """
     start = items.start_ns
     end = start + items.duration_ns
     waiting = start - ready_ns > TOUCHING_NS
-    fills = items.blocks >= usual.sm_count
+    fills = items.blocks >= FILLED_SHARE * usual.sm_count
+    full = np.flatnonzero(fills)
+    full = full[np.argsort(start[full], kind="stable")]
     late: list[Ints] = [np.empty(0, np.int64)]
     on: list[Ints] = [np.empty(0, np.int64)]
-    for stream in np.unique(items.stream[fills]).tolist():
-        full = np.flatnonzero(fills & (items.stream == stream))
-        rows = np.flatnonzero(waiting & (items.stream != stream))
-        place = np.searchsorted(start[full], ready_ns[rows] + TOUCHING_NS, side="right") - 1
-        found = full[np.maximum(place, 0)]
-        left = end[found] - start[rows]
-        good = (
-            (place >= 0) & (left >= -usual.gap_ns) & (left <= ROOM_TAIL * items.duration_ns[found])
-        )
-        late.append(rows[good])
-        on.append(found[good])
+    if not len(full):
+        return late[0], on[0]
+    # Stretches during which the GPU was full without a break.
+    reach = np.maximum.accumulate(end[full])
+    stretch = np.concatenate([[0], np.cumsum(start[full][1:] > reach[:-1] + usual.gap_ns)])
+    rows = np.flatnonzero(waiting)
+    # Of two that are ready within a gap of each other either may go first.
+    soon = ready_ns[rows] + TOUCHING_NS + usual.gap_ns
+    at_ready = np.searchsorted(start[full], soon, side="right") - 1
+    at_start = np.searchsorted(start[full], start[rows], side="left") - 1
+    rows = rows[(at_ready >= 0) & (stretch[at_ready] == stretch[np.maximum(at_start, 0)])]
+    for stream in np.unique(items.stream[full]).tolist():
+        own = full[items.stream[full] == stream]
+        mine = rows[items.stream[rows] != stream]
+        last = np.searchsorted(start[own], start[mine], side="left") - 1
+        for place in (last, last - 1):
+            found = own[np.maximum(place, 0)]
+            left = end[found] - start[mine]
+            good = (
+                (place >= 0)
+                & (left >= -usual.gap_ns)
+                & (left <= ROOM_TAIL * items.duration_ns[found])
+            )
+            late.append(mine[good])
+            on.append(found[good])
     return np.concatenate(late), np.concatenate(on)
 
 

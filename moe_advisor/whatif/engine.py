@@ -1,11 +1,13 @@
 """Turns changes into estimates: three cases, honest ranges, the wall that comes next."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from msgspec import structs
+from numpy.typing import NDArray
 
 from moe_advisor.intervals import union
 from moe_advisor.measure.summary import Summary
@@ -20,6 +22,12 @@ from moe_advisor.whatif.model import StepModel
 from moe_advisor.whatif.replay import Timing, replay
 
 NS_PER_MS = 1e6
+
+NORMAL_90 = 1.2816
+"""Standard deviations from the median to 90 % of a normal distribution."""
+
+FINE_SCALES = 400
+"""Points of the host's speed: 0.5 % apart."""
 
 CONTENTION_PASSES = 2
 """Overlap and slowdown depend on each other; after two passes the step moves by less than 0.5 %."""
@@ -61,8 +69,9 @@ def estimate(
     A change that does not apply, or that the trace can't tell, has status not_measured and a
     reason. `config` holds configuration values by name, `unprofiled_step_ms` a step time from a
     log: without it the trace tells how much of the host's time recording took, or host work counts
-    as stretched 1.1 to 1.8 times (1.4 to 2.5 where the profiler recorded operators). Gains are
-    shares of the step without a profiler, in ms of the traced step.
+    as stretched by STRETCH (by STRETCH_OPERATORS where the profiler recorded operators). What the
+    host's unknown speed alone moves beyond the widest range is withheld: not_measured as well.
+    Gains are shares of the step without a profiler, in ms of the traced step.
     KeyError for an unknown change.
     """
     context = _context(summary, config)
@@ -153,6 +162,60 @@ def narrowed(low: float, expected: float, high: float, limit: float) -> tuple[fl
     return expected - below, expected + above
 
 
+def mean_of_three(middle: float, one: float, other: float) -> float:
+    """Mean of a quantity known at 50 % and at 10 and 90 % of what it depends on (Swanson's rule).
+
+    A gain can rise and fall again with the speed of the host: the middle alone may be its peak.
+    """
+    return 0.4 * middle + 0.3 * (one + other)
+
+
+def told_scales(
+    stretch: tuple[float, float, float],
+    scales: NDArray[np.float64],
+    steps_ns: NDArray[np.float64],
+    wanted_ns: float,
+) -> tuple[float, float, float]:
+    """How fast the host was, from what profilers do (`stretch`) and from a step without one.
+
+    `stretch`: 10, 50 and 90 % of what a profiler stretches host work by. `steps_ns`: the replayed
+    step at each of `scales` (ascending); `wanted_ns`: the measured one, known within LOGGED_STEP.
+    Returns 90, 50 and 10 % of the host time's scale. Where the host sets the step,
+    the measured one decides; where the GPU does, it says next to nothing and `stretch` stands.
+    """
+    fine = np.linspace(math.log(scales[0]), math.log(scales[-1]), FINE_SCALES)
+    least, middle, most = (-math.log(one) for one in stretch)
+    tail = np.where(fine > middle, least - middle, middle - most) / NORMAL_90
+    usual = ((fine - middle) / np.maximum(tail, 1e-6)) ** 2
+    steps = np.interp(fine, np.log(scales), steps_ns)
+    off = ((steps / wanted_ns - 1.0) / calibrate.LOGGED_STEP) ** 2
+    weight = np.exp(-0.5 * (usual + off - (usual + off).min()))
+    share = np.cumsum(weight) / weight.sum()
+    low, median, high = (math.exp(np.interp(q, share, fine)) for q in (0.1, 0.5, 0.9))
+    return high, median, low
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """The changed step in one case: its gain in ns, with a pipeline every stage's, its replay."""
+
+    gain_ns: float
+    stages_ns: tuple[float, ...]
+    timing: Timing
+    model: StepModel
+
+
+def _span(outcomes: Sequence[_Outcome]) -> float:
+    """Ns between the least and the greatest gain."""
+    gains = [one.gain_ns for one in outcomes]
+    return max(gains) - min(gains) if gains else 0.0
+
+
+def _signed_ms(gain_ns: float) -> str:
+    """`a gain of 1.5 ms` or `a loss of 1.5 ms`."""
+    return f"a {'gain' if gain_ns >= 0 else 'loss'} of {abs(gain_ns) / NS_PER_MS:.1f} ms"
+
+
 class _Engine:
     """Replays of one model; the unchanged ones are kept."""
 
@@ -167,21 +230,13 @@ class _Engine:
 
     def _scales(self, unprofiled_step_ms: float | None) -> tuple[float, float, float]:
         """Host time of the real run over that of the traced one: most, expected and least."""
+        least, middle, most = self._stretch()
         if unprofiled_step_ms is None or not self.model.lanes:
-            low, middle, high = (1.0 / one for one in self._stretch())
-            return low, middle, high
-        wanted = unprofiled_step_ms * NS_PER_MS / self.model.repeats
-        below, above = 1.0 / 3.0, 1.0
-        if self.model.lane_ns <= wanted:
-            return (1.0, 1.0, 1.0)
-        for _ in range(8):
-            middle = (below + above) / 2
-            if replay(self.model, host_scale=middle).mean_step_ns > wanted:
-                above = middle
-            else:
-                below = middle
-        middle = (below + above) / 2
-        return (middle, middle, middle)
+            return 1.0 / least, 1.0 / middle, 1.0 / most
+        wanted_ns = unprofiled_step_ms * NS_PER_MS / self.model.repeats
+        scales = np.geomspace(1.0 / (calibrate.STRETCH_MARGIN * most), calibrate.SLOWER_HOST, 12)
+        steps = [self.before(float(scale)).mean_step_ns for scale in scales]
+        return told_scales((least, middle, most), scales, np.asarray(steps), wanted_ns)
 
     def _stretch(self) -> tuple[float, float, float]:
         """How much the profiler stretched host work: least, expected and most."""
@@ -209,34 +264,37 @@ class _Engine:
         for number, one in enumerate(wanted):
             if block := self._block(one, wanted[:number]):
                 return self._blocked(one, block, [other for other in wanted if other is not one])
-        gains: dict[Case, list[float]] = {}
-        stages: list[float] = []
-        after, changed = self.before(self.scales[1]), self.model
         try:
-            for case in Case:
-                scales = (
-                    {self.scales[1]} if case is Case.EXPECTED else {self.scales[0], self.scales[2]}
-                )
-                gains[case] = []
-                for scale in sorted(scales):
-                    new = self._changed(wanted, case, scale)
-                    timing, final = self._replayed(new, scale, wanted, case)
-                    gains[case].append(self._gain(timing, scale))
-                    stages += self._stage_gains(timing, scale)
-                    if case is Case.EXPECTED:
-                        after, changed = timing, final
+            middle = self._outcome(wanted, Case.EXPECTED, self.scales[1])
+            by_case = [
+                self._outcome(wanted, case, self.scales[1]) for case in (Case.LOW, Case.HIGH)
+            ]
+            by_host = [
+                self._outcome(wanted, Case.EXPECTED, scale)
+                for scale in (self.scales[0], self.scales[2])
+                if scale != self.scales[1]
+            ]
         except NotApplicableError as reason:
             return Estimate(status="not_measured", reason=str(reason))
-        expected = gains[Case.EXPECTED][0]
-        every = [*stages, *(gain for values in gains.values() for gain in values)]
-        doubt = max(one.info.error for one in wanted)
-        noise = calibrate.REPEATABILITY * self.model.step_ns
-        margin = max(noise, doubt * abs(expected))
+        speeds = [middle.gain_ns, *(one.gain_ns for one in by_host)]
+        expected = mean_of_three(*speeds) if len(speeds) == 3 else middle.gain_ns
+        if undecided := self._undecided(speeds):
+            return Estimate(status="not_measured", reason=undecided)
         # What overlap hides and what it costs are each larger than the difference of the two.
         overlapped = any(one.info.contention for one in wanted)
         apart = calibrate.REPEATABILITY_OVERLAPPED * self.model.step_ns if overlapped else 0.0
-        low = min(min(every) - apart, expected - margin)
-        high = min(max(max(every) + apart, expected + margin), self.model.step_ns)
+        noise = calibrate.REPEATABILITY * self.model.step_ns
+        margin = max(noise, max(one.info.error for one in wanted) * abs(expected))
+        # The change's own assumption, the host's speed, the model and the run are independent.
+        parts = (
+            [0.0, *(one.gain_ns - middle.gain_ns for one in by_case)],
+            [0.0, *(one - expected for one in speeds)],
+        )
+        below = math.hypot(*(min(part) for part in parts), apart, margin)
+        above = math.hypot(*(max(part) for part in parts), apart, margin)
+        stages = [gain for one in (middle, *by_case, *by_host) for gain in one.stages_ns]
+        low = min(expected - below, *stages, expected)
+        high = min(max(expected + above, *stages, expected), self.model.step_ns)
         low, high = self._bounded(low, expected, high)
         return Estimate(
             status="estimated",
@@ -244,8 +302,8 @@ class _Engine:
             expected_ms=round(expected / NS_PER_MS, 3),
             high_ms=round(high / NS_PER_MS, 3),
             basis=self._basis(wanted, low, expected),
-            dominant_assumption=self._dominant(wanted, gains),
-            next_wall=self._next_wall(changed, after),
+            dominant_assumption=self._dominant(wanted, by_case, by_host),
+            next_wall=self._next_wall(middle.model, middle.timing),
         )
 
     def _block(self, one: _Wanted, before: Sequence[_Wanted]) -> Blocked | None:
@@ -287,6 +345,29 @@ class _Engine:
             basis=f"At most {high_ms:.1f} ms{when}: {block.reason}.",
             dominant_assumption=most.dominant_assumption,
         )
+
+    def _outcome(self, wanted: Sequence[_Wanted], case: Case, scale: float) -> _Outcome:
+        """What the changes bring in one case at one speed of the host."""
+        new = self._changed(wanted, case, scale)
+        timing, final = self._replayed(new, scale, wanted, case)
+        return _Outcome(
+            self._gain(timing, scale), tuple(self._stage_gains(timing, scale)), timing, final
+        )
+
+    def _undecided(self, speeds: Sequence[float]) -> str | None:
+        """Why there is no estimate where the host's unknown speed alone moves it beyond a range.
+
+        A range that is cut to a width that helps to decide would then leave out what may well be.
+        `speeds`: the gain at the median speed of the host, then at others.
+        """
+        least, most = min(speeds), max(speeds)
+        if most - least <= self._widest(speeds[0]):
+            return None
+        step_ms = self.model.step_ns / NS_PER_MS
+        worst, best = (_signed_ms(one) for one in (least, most))
+        unknown = "how fast the host is without the profiler decides"
+        ask = "give --log for the unprofiled step" if self.stretched else "the log leaves it open"
+        return f"{unknown}: {worst} to {best} of {step_ms:.1f} ms per step: {ask}"
 
     def _changed(self, wanted: Sequence[_Wanted], case: Case, scale: float = 1.0) -> StepModel:
         model = self.model
@@ -333,11 +414,17 @@ class _Engine:
     def _bounded(self, low: float, expected: float, high: float) -> tuple[float, float]:
         """A range wider than the limit says nothing; its longer side is cut first."""
         step = self.model.step_ns
-        limit = max(calibrate.RANGE_POINTS * step, calibrate.RANGE_GAINS * abs(expected))
+        limit = self._widest(expected)
         # Where less than that may be gained, it is a range too wide to decide by.
         if low <= calibrate.RANGE_STEP * step:
             limit = min(limit, calibrate.RANGE_STEP * step)
         return narrowed(low, expected, high, limit)
+
+    def _widest(self, expected: float) -> float:
+        """Ns that a range around `expected` may span."""
+        return max(
+            calibrate.RANGE_POINTS * self.model.step_ns, calibrate.RANGE_GAINS * abs(expected)
+        )
 
     def _basis(self, wanted: Sequence[_Wanted], low: float, expected: float) -> str:
         step = self.model.step_ns
@@ -370,12 +457,11 @@ class _Engine:
         kind = "merged micro-batches" if mode == "1f1b" else "chunks of each layer"
         return f"ep-overlap ({kind})"
 
-    def _dominant(self, wanted: Sequence[_Wanted], gains: Mapping[Case, Sequence[float]]) -> str:
+    def _dominant(
+        self, wanted: Sequence[_Wanted], by_case: Sequence[_Outcome], by_host: Sequence[_Outcome]
+    ) -> str:
         """What moves the range most: the profiler's stretch or the change's own assumption."""
-        by_scale = max(max(values) - min(values) for values in gains.values())
-        middle = [float(np.mean(values)) for values in gains.values()]
-        by_case = max(middle) - min(middle)
-        if by_scale > by_case:
+        if _span(by_host) > _span(by_case):
             return "how much the profiler stretched host work: give --log for the unprofiled step"
         return wanted[-1].info.dominant
 

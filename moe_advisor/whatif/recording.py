@@ -2,7 +2,9 @@
 
 A profiler costs the host time per event. Where it records nested operators it shows how much on
 this host: between an operator's start and that of the first one inside it lies little but its own
-work. Where it records CUDA calls alone nothing shows it.
+work. Where it records CUDA calls alone nothing shows it. The calls inside operators are not
+counted beside them: with them captures of Transformer Engine, whose operators make more calls, come
+out a sixth too fast, without them as right as all others.
 """
 
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ NESTED = 20
 
 
 def recording_ns(trace: RankTrace, threads: Ints, first_ns: int, last_ns: int) -> float:
-    """Events recorded on `threads` in [first, last) times the median start of one, ns.
+    """Operators recorded on `threads` in [first, last) times the median start of one, ns.
 
     0 where the trace holds no nested operators there.
     """
@@ -31,10 +33,7 @@ def recording_ns(trace: RankTrace, threads: Ints, first_ns: int, last_ns: int) -
     inside = (tid[1:] == tid[:-1]) & (start[1:] >= start[:-1]) & (end[1:] <= end[:-1])
     if int(inside.sum()) < NESTED:
         return 0.0
-    calls = trace.calls
-    low, high = np.searchsorted(calls["start_ns"].to_numpy(), [first_ns, last_ns]).tolist()
-    called = int(np.isin(calls["tid"].to_numpy()[low:high], threads).sum())
-    return float(np.median((start[1:] - start[:-1])[inside])) * (len(order) + called)
+    return float(np.median((start[1:] - start[:-1])[inside])) * len(order)
 
 
 def recorded_share(recording: Sequence[float], host_ns: float) -> float:

@@ -227,7 +227,9 @@ def test_merging_costs_host_time_in_the_layers_only() -> None:
     assert int(after.items.host_ns.sum()) == pytest.approx((100 * 44 + 1_026) * US, abs=100)
     # A trace without launch calls can't cost more host time than it shows.
     huge = merged(lane, find_blocks(lane.items), 1_000_000 * US)
-    assert int(huge.items.host_ns.sum()) == (100 * 44 + 100 * 41) * US
+    assert int(huge.items.host_ns.sum()) == pytest.approx((100 * 44 + 100 * 41) * US, abs=100)
+    # It stands where a node of the schedule begins; what a node launches next keeps its time.
+    assert sorted(set(after.items.host_ns.tolist())) == [0, 100 * US, 100 * US + 1_026 * US // 27]
 
 
 def test_a_profilers_stretch_does_not_apply_to_hand_overs() -> None:
@@ -244,7 +246,7 @@ def test_a_profilers_stretch_does_not_apply_to_hand_overs() -> None:
         after = CHANGES["ep-overlap"].apply(before, asked).lanes[0].items.host_ns
         return scale * float(after.sum() - before.lanes[0].items.host_ns.sum()) / 1e6
 
-    assert extra_ms(1.0) == pytest.approx(8 * 4.5 * 0.118, rel=1e-3)
+    assert extra_ms(1.0) == pytest.approx(8 * 4.5 * 0.22, rel=1e-3)
     assert extra_ms(0.5) == pytest.approx(extra_ms(1.0), rel=1e-3)
 
 
@@ -260,10 +262,10 @@ def test_host_gains_count_less_where_the_profiler_recorded_operators() -> None:
         found = combine(model(lane, **facts), ("host-syncs",))
         return found.basis or ""
 
-    assert "stretched 1.1 to 1.8 times" in basis()
-    assert "stretched 1.44 to 2.54 times" in basis(operators=True)
+    assert "stretched 1.07 to 2.51 times" in basis()
+    assert "stretched 1.52 to 3.23 times" in basis(operators=True)
     # Where nested operators show how long recording takes, the trace itself tells.
-    assert "stretched 1.3 to 1.89 times" in basis(operators=True, recorded_share=0.2)
+    assert "stretched 1.27 to 1.8 times" in basis(operators=True, recorded_share=0.1)
     assert "stretched 4.0 to 4.0 times" in basis(operators=True, recorded_share=0.9)
 
 
@@ -619,16 +621,39 @@ def test_a_fused_permutation_takes_launches_and_stops_off_the_host() -> None:
         after = apply(before, "permute-fusion", case=case).lanes[0]
         return float(after.items.host_ns.sum()) / US
 
-    # 29 of 48 launches go, with 30 µs each: the median, which the slow first one does not move.
+    # 29 of 55 launches go, and as large a part of the host's time.
     now = 500 + 47 * 30 + 2 * 30
+    launches = int(before.lanes[0].items.kernels.sum())
     assert host_us(Case.LOW) == now
-    assert host_us(EXPECTED) == pytest.approx(now - 29 * 30, abs=1)
-    assert host_us(Case.HIGH) == pytest.approx(now - 29 / 48 * (500 + 47 * 30), abs=1)
+    assert host_us(EXPECTED) == pytest.approx(now * (1 - 29 / launches), abs=1)
+    assert host_us(Case.HIGH) == host_us(EXPECTED)
+    # A fused router spares ten more per forward pass.
+    routed = apply(before, "permute-fusion", "router").lanes[0].items.host_ns.sum() / US
+    assert routed == pytest.approx(now * (1 - 39 / launches), abs=1)
+    with pytest.raises(NotApplicableError, match="the value is router"):
+        apply(before, "permute-fusion", "experts")
     assert len(apply(before, "permute-fusion").lanes[0].waits) == 1
     assert len(apply(before, "permute-fusion", case=Case.LOW).lanes[0].waits) == 3
 
 
+def test_sorting_chunks_costs_the_host_no_more_than_its_launches_once_it_is_fused() -> None:
+    s = Step()
+    s.item(20, Role.PERMUTE, host=10)
+    s.item(100, Role.EP_DISPATCH, sent=80_000_000, own=40_000_000, host=10)
+    s.item(500, Role.PERMUTE, host=400)  # one view per expert and rank, one launch
+    s.item(80, Role.EXPERT_GEMM, host=10)
+    s.item(100, Role.EP_COMBINE, sent=80_000_000, own=40_000_000, host=10)
+    s.item(10, Role.DENSE_GEMM, host=10)
+    before = model(s.lane(1_000))
+    after = apply(before, "permute-fusion").lanes[0].items.host_ns / US
+    launches = int(before.lanes[0].items.kernels.sum())
+    assert after.tolist()[:6] == pytest.approx([10, 10, 450 / launches, 10, 10, 10], abs=0.01)
+
+
 def test_a_fused_permutation_is_not_fused_again() -> None:
+    routed = model(layers().lane(500), families=["te-router"])
+    with pytest.raises(NotApplicableError, match="the router is fused already"):
+        apply(routed, "permute-fusion", "router")
     with pytest.raises(NotApplicableError, match="fused already"):
         apply(model(layers().lane(500), families=["te-permute"]), "permute-fusion")
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from moe_advisor.whatif.calibrate import measure
 from moe_advisor.whatif.delays import with_delays
 from moe_advisor.whatif.model import Lane
 from moe_advisor.whatif.replay import replay
@@ -57,6 +58,29 @@ def test_room_taken_after_an_item_was_ready_explains_nothing() -> None:
     assert unexplained_us(measured(s, 0, 50, 140, 160))[2] == 135
 
 
+def test_clusters_leave_no_room_on_the_last_sms() -> None:
+    assert unexplained_us(measured(beside(128), 0, 90, 101)) == [0, 0, 0]
+    assert unexplained_us(measured(beside(112), 0, 90, 101))[1] == 85
+
+
+@pytest.mark.parametrize(
+    ("second", "unexplained"),
+    [
+        pytest.param(50, 0, id="without a break"),
+        pytest.param(70, 115, id="room was there in between"),
+    ],
+)
+def test_kernels_that_fill_the_gpu_one_after_the_other_explain_a_start_behind_the_last(
+    second: int, unexplained: int
+) -> None:
+    s = Step()
+    s.item(50, stream=0, blocks=132)
+    s.item(50, stream=1, blocks=132)
+    s.item(20, stream=2, blocks=32)
+    found = measured(s, 0, second, second + 50, second + 90)
+    assert unexplained_us(found)[2] == unexplained
+
+
 def test_the_kernel_that_took_the_room_may_have_been_launched_later() -> None:
     s = Step()
     s.item(20, stream=1, blocks=32)
@@ -69,3 +93,20 @@ def test_the_kernel_that_took_the_room_may_have_been_launched_later() -> None:
 def test_the_unchanged_replay_keeps_a_start_that_had_no_room() -> None:
     lane = measured(beside(132), 0, 90, 101)
     assert replay(model(lane)).start_ns[0].tolist() == [0, 90 * US, 101 * US]
+
+
+def test_a_gap_is_the_gpus_own_where_nothing_ran_beside_and_no_stream_was_waited_for() -> None:
+    """Kernels 2 µs apart on one stream; two other streams take turns and start 40 µs late."""
+    s = Step()
+    starts = []
+    for number in range(30):
+        s.item(10, stream=0)
+        starts.append(number * 12)
+    for number in range(30):
+        last = s.item(10, stream=1 + number % 2, after=len(s.rows) - 1)
+        starts.append(400 + number * 12)
+    lane = s.lane(starts[last] + 10)
+    starts_ns = np.asarray([*starts, starts[-1] + 10], np.int64) * US
+    launches = np.full(len(starts_ns), -100 * US)
+    ahead = lane.with_items(start_ns=starts_ns, launch_ns=launches)
+    assert measure([], [ahead], {}).gap_ns == 2 * US

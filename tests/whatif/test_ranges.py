@@ -1,10 +1,11 @@
-"""A range that is too wide to decide by is cut at its longer side first."""
+"""Ranges: how the host's speed is told, what is cut, what is withheld."""
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_advisor.whatif.engine import narrowed
+from moe_advisor.whatif.engine import mean_of_three, narrowed, told_scales
 
 sides = st.floats(0.0, 100.0)
 
@@ -32,3 +33,24 @@ def test_a_range_keeps_its_limit_and_what_is_expected(
     assert high - low <= limit + 1e-9
     assert expected - below - 1e-9 <= low <= expected + 1e-9
     assert expected - 1e-9 <= high <= expected + above + 1e-9
+
+
+STRETCH = (1.1, 1.6, 2.2)
+SCALES = np.geomspace(0.3, 1.25, 12)
+
+
+def test_a_log_tells_the_hosts_speed_where_the_host_sets_the_step() -> None:
+    high, middle, low = told_scales(STRETCH, SCALES, 100.0 * SCALES, 80.0)
+    assert middle == pytest.approx(0.8, abs=0.02)
+    assert 1.0 < high / low < 1.1
+
+
+def test_a_log_leaves_the_hosts_speed_open_where_the_gpu_sets_the_step() -> None:
+    steps = np.full(len(SCALES), 100.0)
+    high, middle, low = told_scales(STRETCH, SCALES, steps, 90.0)
+    assert (1 / high, 1 / middle, 1 / low) == pytest.approx(STRETCH, rel=0.03)
+
+
+def test_a_gain_that_peaks_at_the_middle_speed_counts_less() -> None:
+    assert mean_of_three(8.0, 4.0, 5.0) == pytest.approx(5.9)
+    assert mean_of_three(3.0, 1.0, 5.0) == pytest.approx(3.0)

@@ -18,6 +18,9 @@ from moe_advisor.whatif.changes.edit import (
 )
 from moe_advisor.whatif.model import Ints, Items, Lane, StepModel
 
+ROUTER = "router"
+"""What `permute-fusion` may fuse as well."""
+
 
 def grouped_gemm(model: StepModel, ask: Ask) -> StepModel:
     """One launch for all local experts instead of one per expert."""
@@ -91,9 +94,15 @@ def permute_fusion(model: StepModel, ask: Ask) -> StepModel:
     """Fused permutation: its time falls towards what moving its bytes takes.
 
     Each byte sent is read and written once before the wire and, where it arrives, once after it.
-    Launches and waits of the separate kernels leave the host.
+    Launches and waits of the separate kernels leave the host; with `router` those of the router's
+    top-k and auxiliary loss as well, which another setting fuses.
     """
-    require(ask.value is None, f"permute-fusion={ask.value}: takes no value")
+    require(ask.value in (None, ROUTER), f"permute-fusion={ask.value}: the value is {ROUTER}")
+    routed = ask.value == ROUTER
+    require(
+        not routed or "te-router" not in model.facts.get("families", ()),
+        "the router is fused already: apply permute-fusion alone",
+    )
     fused = {"te-permute", "hybridep-permute"} & set(model.facts.get("families", ()))
     require(not fused, "permutation is fused already")
     bandwidth = float(model.hardware.get("memory_bandwidth_gbps") or 0.0)
@@ -119,41 +128,45 @@ def permute_fusion(model: StepModel, ask: Ask) -> StepModel:
     for lane, rows in zip(model.lanes, permuting, strict=True):
         items = lane.items
         duration = np.where(rows, items.duration_ns * target, items.duration_ns).astype(np.int64)
-        lanes.append(_fewer_launches(lane.with_items(duration_ns=duration), ask.case))
+        lanes.append(_fewer_launches(lane.with_items(duration_ns=duration), ask.case, routed))
     return model.with_lanes(tuple(lanes))
 
 
-def _fewer_launches(lane: Lane, case: Case) -> Lane:
+def _fewer_launches(lane: Lane, case: Case, routed: bool) -> Lane:
     """The lane without the host time of the launches and waits that a fused permutation spares.
 
-    Of the local work around the wire FUSED_LAUNCHES are left per pass through a layer. A launch
-    that goes takes the median host time of its neighbours with it, at best their mean; at worst
-    none goes.
+    Of the local work around the wire FUSED_LAUNCHES are left per pass through a layer; with the
+    router fused (`routed`) ROUTER_LAUNCHES go next to it. The host's time falls as the number of
+    launches does, at worst not at all; what sorting the chunks between the wire and the experts
+    takes beyond its launches goes, too: it handles one view per expert and rank.
     """
     items = lane.items
     if case is Case.LOW:
         return lane
-    host = items.host_ns.astype(np.float64)
     local = items.has_role(*LOCAL) & (items.kernels > 0)
+    gemms = items.has_role(Role.EXPERT_GEMM)
+    host = items.host_ns.astype(np.float64)
+    each = host.sum() / max(float(items.kernels.sum()), 1.0)
     keep = np.ones(len(lane.waits), np.bool_)
+    spare = 0.0
     for block in find_blocks(items):
         before, after = calibrate.FUSED_LAUNCHES[block.backward]
-        ranges = ((block.begin, block.first, before), (block.after, block.end, after))
-        for low, high, left in ranges:
-            rows = np.flatnonzero(local[low:high]) + low
-            launches = float(items.kernels[rows].sum())
-            spare = launches - left
-            if spare <= 0:
-                continue
-            each = host[rows] / items.kernels[rows]
-            one = float(each.mean() if case is Case.HIGH else np.median(each))
-            total = max(float(host[rows].sum()), 1.0)
-            host[rows] *= 1.0 - min(one * spare / total, spare / launches)
+        for low, high, left in (
+            (block.begin, block.first, before),
+            (block.after, block.end, after),
+        ):
+            spare += max(float(items.kernels[low:high][local[low:high]].sum()) - left, 0.0)
+        spare += calibrate.ROUTER_LAUNCHES[block.backward] if routed else 0.0
+        ahead = gemms[block.inside : block.second]
+        sort = slice(block.inside, block.inside + (int(np.argmax(ahead)) if ahead.any() else 0))
+        if total := float(host[sort].sum()):
+            host[sort] *= min(each * float(items.kernels[sort].sum()) / total, 1.0)
         if not block.backward:
             inside = np.flatnonzero(
                 (lane.waits.item > block.begin) & (lane.waits.item <= block.first)
             )
             keep[inside[: -calibrate.FUSED_WAITS]] = False
+    host *= 1.0 - min(spare / max(float(items.kernels.sum()), 1.0), 1.0)
     return without_waits(lane.with_items(host_ns=host.astype(np.int64)), keep)
 
 

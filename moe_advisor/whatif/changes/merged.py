@@ -169,8 +169,9 @@ def merged(lane: Lane, found: Sequence[Block], handover_ns: float) -> Lane:
     # Autograd is called once per node instead of once per micro-batch, the first and the last too.
     host = items.host_ns.copy()
     layers = slice(found[0].begin, found[-1].end)
-    extra = handover_ns * HANDOVERS * len(found) / max(float(host[layers].sum()), 1.0)
-    host[layers] += (host[layers] * min(extra, 1.0)).astype(np.int64)
+    extra = min(handover_ns * HANDOVERS * len(found), float(host[layers].sum()))
+    begins = _node_begins(items, found, pairs)
+    host[begins] += int(extra / len(begins))
     moved = replace(items, stream=stream, host_ns=host).take(rows)
     return replace(
         lane,
@@ -178,6 +179,22 @@ def merged(lane: Lane, found: Sequence[Block], handover_ns: float) -> Lane:
         edges=_edges(lane.edges, place, owner, chains),
         waits=_waits(lane.waits, place),
     )
+
+
+def _node_begins(items: Items, found: Sequence[Block], pairs: Sequence[Pair]) -> Ints:
+    """The first item of every node, of the passes that nothing is merged with as well."""
+    begins = {node.begin for pair in pairs for node in pair.order}
+    inside = np.zeros(len(items), np.bool_)
+    for pair in pairs:
+        inside[pair.begin : pair.end] = True
+    for before, block in zip((None, *found[:-1]), found, strict=True):
+        if inside[block.begin]:
+            continue
+        origin = before.end if before and before.backward == block.backward else block.begin
+        ends = (block.second, block.after) if block.backward else (block.second,)
+        starts = (block.begin if block.backward else origin, block.first, block.inside, *ends)
+        begins |= set(starts)
+    return np.asarray(sorted(begins), np.int64)
 
 
 def _wire(items: Items) -> NDArray[np.bool_]:
