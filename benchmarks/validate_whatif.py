@@ -391,9 +391,9 @@ runs count is a matter of how they were made, never of what they gave: those of 
 in a process with a profiler, with nothing else on the host; else, marked ³, beside another job on the
 host; else before a profile in the same process. Where one process ran both in turns, every two in a
 row are a run. *low*, *expected* and *high* come from the capture before the change alone, without a
-log. *Withheld*: the host's speed without the profiler, which the capture does not tell, moves the gain
-further than a range may span, so nothing is predicted; the second table has what is predicted with a
-log. *Not settled*: half of the runs lie further apart than a prediction may be off. Each row is held to four rules, and a hit keeps all of them: measured lies in
+log. *Withheld*: the change may cost time, and the host's speed without the profiler, which the capture
+does not tell, moves its gain further than a range may span, so nothing is predicted; the second table
+has what is predicted with a log. *Not settled*: half of the runs lie further apart than a prediction may be off. Each row is held to four rules, and a hit keeps all of them: measured lies in
 the range; the sign of expected is right where more than 3 % was measured; *error*, how far expected
 is off, is at most 4 points or 40 % of the gain; *width* of the range is at most 8 points or 1.5
 times expected, and 40 points unless more than 40 % was gained. Both columns are points of the step,

@@ -190,7 +190,7 @@ _ALL = (
             "Chunked: small kernels don't get shorter; forward joins wait for the whole stream; in"
             " backward the halves' gradients are put together: ten launches, and one per weight.",
             "1f1b: layers are launched in Megatron-Core's order; the launching thread hands over"
-            " to autograd's and back 9 times per layer and micro-batch, 0.08 to 0.15 ms each; the"
+            " to autograd's and back 9 times per layer and micro-batch, 0.12 to 0.25 ms each; the"
             " first forward and the last backward (with a pipeline: warm-up and cool-down) stay"
             " exposed; a second micro-batch is kept in memory. No pair with a pipeline has been"
             " measured.",

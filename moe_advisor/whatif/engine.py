@@ -69,8 +69,9 @@ def estimate(
     A change that does not apply, or that the trace can't tell, has status not_measured and a
     reason. `config` holds configuration values by name, `unprofiled_step_ms` a step time from a
     log: without it the trace tells how much of the host's time recording took, or host work counts
-    as stretched by STRETCH (by STRETCH_OPERATORS where the profiler recorded operators). What the
-    host's unknown speed alone moves beyond the widest range is withheld: not_measured as well.
+    as stretched by STRETCH (by STRETCH_OPERATORS where the profiler recorded operators). What may
+    cost time and moves with the host's unknown speed alone beyond the widest range is withheld:
+    not_measured as well.
     Gains are shares of the step without a profiler, in ms of the traced step.
     KeyError for an unknown change.
     """
@@ -358,10 +359,11 @@ class _Engine:
         """Why there is no estimate where the host's unknown speed alone moves it beyond a range.
 
         A range that is cut to a width that helps to decide would then leave out what may well be.
+        What gains at every speed is worth having all the same; a loss may be hidden by the cut.
         `speeds`: the gain at the median speed of the host, then at others.
         """
         least, most = min(speeds), max(speeds)
-        if most - least <= self._widest(speeds[0]):
+        if least >= 0 or most - least <= self._widest(speeds[0]):
             return None
         step_ms = self.model.step_ns / NS_PER_MS
         worst, best = (_signed_ms(one) for one in (least, most))
