@@ -26,6 +26,9 @@ NS_PER_MS = 1e6
 NORMAL_90 = 1.2816
 """Standard deviations from the median to 90 % of a normal distribution."""
 
+LEAST_TAIL = math.log(1.1)
+"""No trace tells the host's speed better than that: within one process it varies by a tenth."""
+
 FINE_SCALES = 400
 """Points of the host's speed: 0.5 % apart."""
 
@@ -186,8 +189,8 @@ def told_scales(
     """
     fine = np.linspace(math.log(scales[0]), math.log(scales[-1]), FINE_SCALES)
     least, middle, most = (-math.log(one) for one in stretch)
-    tail = np.where(fine > middle, least - middle, middle - most) / NORMAL_90
-    usual = ((fine - middle) / np.maximum(tail, 1e-6)) ** 2
+    tail = np.where(fine > middle, least - middle, middle - most)
+    usual = ((fine - middle) * NORMAL_90 / np.maximum(tail, LEAST_TAIL)) ** 2
     steps = np.interp(fine, np.log(scales), steps_ns)
     off = ((steps / wanted_ns - 1.0) / calibrate.LOGGED_STEP) ** 2
     weight = np.exp(-0.5 * (usual + off - (usual + off).min()))
@@ -225,14 +228,14 @@ class _Engine:
     ) -> None:
         self.model, self.context = model, context
         self.base: dict[float, Timing] = {}
-        self.stretched = unprofiled_step_ms is None
+        self.stretched = not unprofiled_step_ms or unprofiled_step_ms <= 0
         self.pipeline = any(lane.items.has_role(Role.PP_P2P).any() for lane in model.lanes)
         self.scales = self._scales(unprofiled_step_ms)
 
     def _scales(self, unprofiled_step_ms: float | None) -> tuple[float, float, float]:
         """Host time of the real run over that of the traced one: most, expected and least."""
         least, middle, most = self._stretch()
-        if unprofiled_step_ms is None or not self.model.lanes:
+        if not self.model.lanes or not unprofiled_step_ms or unprofiled_step_ms <= 0:
             return 1.0 / least, 1.0 / middle, 1.0 / most
         wanted_ns = unprofiled_step_ms * NS_PER_MS / self.model.repeats
         scales = np.geomspace(1.0 / (calibrate.STRETCH_MARGIN * most), calibrate.SLOWER_HOST, 12)
@@ -368,7 +371,9 @@ class _Engine:
         step_ms = self.model.step_ns / NS_PER_MS
         worst, best = (_signed_ms(one) for one in (least, most))
         unknown = "how fast the host is without the profiler decides"
-        ask = "give --log for the unprofiled step" if self.stretched else "the log leaves it open"
+        ask = "give --log for the unprofiled step, or measure it"
+        if not self.stretched:
+            ask = "the log leaves it open: measure it"
         return f"{unknown}: {worst} to {best} of {step_ms:.1f} ms per step: {ask}"
 
     def _changed(self, wanted: Sequence[_Wanted], case: Case, scale: float = 1.0) -> StepModel:
@@ -464,7 +469,11 @@ class _Engine:
     ) -> str:
         """What moves the range most: the profiler's stretch or the change's own assumption."""
         if _span(by_host) > _span(by_case):
-            return "how much the profiler stretched host work: give --log for the unprofiled step"
+            if self.stretched:
+                return (
+                    "how much the profiler stretched host work: give --log for the unprofiled step"
+                )
+            return "how fast the host is, which the step from the log leaves open"
         return wanted[-1].info.dominant
 
     def _next_wall(self, model: StepModel, timing: Timing) -> str | None:

@@ -54,3 +54,10 @@ def test_a_log_leaves_the_hosts_speed_open_where_the_gpu_sets_the_step() -> None
 def test_a_gain_that_peaks_at_the_middle_speed_counts_less() -> None:
     assert mean_of_three(8.0, 4.0, 5.0) == pytest.approx(5.9)
     assert mean_of_three(3.0, 1.0, 5.0) == pytest.approx(3.0)
+
+
+def test_a_log_is_heard_where_the_trace_leaves_no_choice() -> None:
+    """Recording may be told to take its most in every case: the step decides all the same."""
+    scales = np.geomspace(0.16, 1.25, 12)
+    _, middle, _ = told_scales((4.0, 4.0, 4.0), scales, 100.0 * scales, 80.0)
+    assert middle == pytest.approx(0.68, abs=0.03)

@@ -73,6 +73,9 @@ def test_every_pair_is_on_the_page_and_most_hit(validate: dict[str, Any]) -> Non
     assert verdicts.count("hit") > 0.9 * len(
         [one for one in verdicts if one.startswith(("hit", "miss"))]
     )
+    # What is not judged stays the exception.
+    apart_from = [one for one in verdicts if one.startswith(("withheld", "not settled"))]
+    assert len(apart_from) < 0.15 * len(verdicts)
     for row in RESULTS["replays"].values():
         assert row["error"] <= 0.02
         assert row["unexplained"] <= 0.05
@@ -110,8 +113,10 @@ def test_the_page_says_for_every_row_how_it_stands_to_the_rules(validate: dict[s
                 continue
             held_to = validate["rules"]({**one, "measured": row["measured"]}, pair.get("accepted"))
             assert one["rules"] == held_to
-            settled = validate["unsettled"](pair) is None
-            assert one["verdict"] == (validate["judged"](held_to) if settled else "not settled")
+            verdict = validate["judged"](held_to)
+            if validate["unsettled"](pair):
+                verdict = f"not settled: by the median a {verdict.partition(':')[0]}"
+            assert one["verdict"] == verdict
             if one is row or not pair.get("contended"):
                 assert f"| {validate['_cells'](one)} |" in page
 
@@ -122,7 +127,7 @@ def test_what_is_known_worse_than_a_prediction_may_be_off_is_not_judged(
     unsettled = validate["unsettled"]
     assert unsettled({"plain": [[100, 95], [100, 94], [100, 96]]}) is None
     apart = {"plain": [[100, 90], [100, 120], [100, 140]]}  # gains of 10, -20 and -40 %
-    assert unsettled(apart) == pytest.approx(0.125)
+    assert unsettled(apart) == pytest.approx(0.25)
     assert unsettled({**apart, "accepted": [-0.4, 0.1]}) is None
 
 
@@ -150,7 +155,9 @@ def test_a_gain_that_the_hosts_unknown_speed_decides_is_withheld_until_a_log_tel
     reason = withheld.reason or ""
     assert reason.startswith("how fast the host is without the profiler decides: a loss of ")
     assert " to a gain of " in reason
-    assert reason.endswith(" of 229.8 ms per step: give --log for the unprofiled step")
+    assert reason.endswith(
+        " of 229.8 ms per step: give --log for the unprofiled step, or measure it"
+    )
     # A change that the host's speed moves less has its estimate from the same capture.
     others = whatif.estimate(model, summary, ["link=2"])[0].estimate
     assert others.status == "estimated"
@@ -175,11 +182,9 @@ def test_a_pair_is_judged_by_how_its_runs_were_made(validate: dict[str, Any]) ->
     assert validate["judged_by_all"](every, row) == (-0.025, "miss: expected is too far off")
 
 
-def test_what_ran_in_turns_is_compared_with_both_neighbours(validate: dict[str, Any]) -> None:
-    # A process that gets faster all the time: no change, and none is measured.
-    pair = {"turns": [[100.0, 90.0, 81.0, 72.9]]}
-    assert validate["judges"](pair) == ([(100.0, 90.0), (81.0, 90.0), (81.0, 72.9)], "plain")
-    assert validate["neighbours"]([100.0, 80.0]) == [(100.0, 80.0)]
+def test_what_ran_in_turns_is_a_run_for_every_turn(validate: dict[str, Any]) -> None:
+    pair = {"plain": [[50.0, 40.0]], "turns": [[100.0, 90.0, 80.0, 88.0]]}
+    assert validate["judges"](pair)[0] == [(50.0, 40.0), (100.0, 90.0), (80.0, 88.0)]
 
 
 def test_constants_are_what_their_sources_say(validate: dict[str, Any]) -> None:
@@ -207,12 +212,16 @@ def test_constants_are_what_their_sources_say(validate: dict[str, Any]) -> None:
     assert np.median(hidden) == pytest.approx(calibrate.HANDOVER_NS[2], rel=0.05)
     each = np.asarray([one["each_us"] for one in sources["handovers"]["host"]]) * 1e3
     assert np.median(each) == pytest.approx(calibrate.HANDOVER_NS[0], rel=0.05)
-    assert calibrate.HANDOVER_NS[1] == pytest.approx(0.9 * calibrate.HANDOVER_NS[0], rel=0.01)
+    assert calibrate.HANDOVER_NS[2] < calibrate.HANDOVER_NS[1] < calibrate.HANDOVER_NS[0]
     off = [abs(one["replayed_ms"] / one["measured_ms"] - 1) for one in sources["unprofiled"]]
     apart = np.hypot(np.mean(off), calibrate.REPEATABILITY)
     assert apart <= calibrate.LOGGED_STEP <= 1.5 * apart
     spared = [one["forward"][0] - one["forward"][1] for one in sources["router_launches"]]
     assert spared == pytest.approx([calibrate.ROUTER_LAUNCHES[False]] * 3)
+    # Backward: 12 in all, of which 5 or 8 lie where the permutation's are counted.
+    back = [one["backward"][0] - one["backward"][1] for one in sources["router_launches"]]
+    assert back == pytest.approx([12 - 8 + 8] * 3)
+    assert calibrate.ROUTER_LAUNCHES[True] == min(12 - 5, 12 - 8)
     behind = sources["room_from"][0]
     assert (behind["waits"], behind["behind"]) == ("collective", "one block per SM")
     assert tuple(reversed(behind["share"][1:4])) == calibrate.ROOM_FROM
