@@ -65,6 +65,7 @@ BASE = dict(
     vary=False,
     fp8=False,
 )
+SIX_LAYERS = dict(balanced=True, layers=6, hidden=1536, ffn=2048, experts=16, topk=4, heads=12)
 V = {
     "base": dict(),
     "base_mem": dict(memory=True),
@@ -77,22 +78,9 @@ V = {
     "balanced_k2": dict(balanced=True, topk=2, layers=3),
     "overlap_k2": dict(balanced=True, topk=2, layers=3, overlap=True),
     # sizes that no constant of the what-if was set with
-    "balanced_l6": dict(
-        balanced=True, layers=6, hidden=1536, ffn=2048, experts=16, topk=4, heads=12
-    ),
-    "overlap_l6": dict(
-        balanced=True, layers=6, hidden=1536, ffn=2048, experts=16, topk=4, heads=12, overlap=True
-    ),
-    "full_l6": dict(
-        balanced=True,
-        layers=6,
-        hidden=1536,
-        ffn=2048,
-        experts=16,
-        topk=4,
-        heads=12,
-        recompute="full",
-    ),
+    "balanced_l6": dict(SIX_LAYERS),
+    "overlap_l6": dict(SIX_LAYERS, overlap=True),
+    "full_l6": dict(SIX_LAYERS, recompute="full"),
     "skew_mild": dict(skew=1.0, layers=3),
     "skew_none": dict(balanced=True, layers=3),
     "seqexp64": dict(grouped=False, experts=64, seq=2048, mbs=1, layers=3, active=2),

@@ -142,7 +142,8 @@ _ALL = (
             " of the host, as Transformer Engine's; a fused router spares 10 more before it and 4"
             " in backward. The host's time falls as the launches do, at worst not at all.",
         ),
-        dominant="how much of the host's time goes with the launches",
+        dominant="how near the fused kernel gets to the memory's bandwidth, and how much of the"
+        " host's time goes with the launches",
         apply=permute_fusion,
         order=5,
         values=lambda value: value == ROUTER,
