@@ -196,7 +196,7 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
         try:
             task = pipe.recv()
         except (EOFError, OSError):
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is leaving
+            signal.signal(signal.SIGTERM, interrupts.deaf)  # it is leaving
             return
         pipe.send(guarded(work, task))
 
@@ -204,7 +204,7 @@ def _serve(pipe: Connection, work: Callable[[Any], Any]) -> None:
 def _leave(number: int, frame: FrameType | None) -> None:
     """Ends a worker that is told to stop, once: a terminal and the parent may both tell it."""
     del frame
-    signal.signal(number, signal.SIG_IGN)  # a second one would break into the clean-up
+    signal.signal(number, interrupts.deaf)  # a second one would break into the clean-up
     # Where it breaks into a finaliser, Python prints the exit and goes on. The parent says what
     # happened, and kills a worker that goes on.
     silent = os.open(os.devnull, os.O_WRONLY)

@@ -97,11 +97,19 @@ def handled() -> Iterator[None]:
                 signal.signal(number, handler)
 
 
+def deaf(number: int, frame: FrameType | None) -> None:
+    """A handler that does nothing.
+
+    Of a signal that is on its way when its number is set to be ignored Python prints an error.
+    """
+    del number, frame
+
+
 def end() -> None:
     """The work is done or given up: a signal has nothing to stop any more."""
     _State.ended = True
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, deaf)
 
 
 def leave(code: int) -> NoReturn:

@@ -95,3 +95,14 @@ def test_handlers_are_as_before_where_the_program_is_called_by_another() -> None
     with interrupts.handled():
         assert [signal.getsignal(number) for number in interrupts.SIGNALS] != before
     assert [signal.getsignal(number) for number in interrupts.SIGNALS] == before
+
+
+def test_a_signal_on_its_way_at_the_end_has_a_handler_to_meet() -> None:
+    """One that is set to be ignored meanwhile makes Python print an error."""
+    program = (
+        "import signal; from moe_advisor import interrupts; interrupts.end()\n"
+        "assert all(callable(signal.getsignal(one)) for one in interrupts.SIGNALS)\n"
+        "[signal.raise_signal(one) for one in interrupts.SIGNALS]; print('went on')"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "went on\n", "")
